@@ -1,0 +1,81 @@
+# Every target works alone in a fresh clone: it makes .venv and installs what it needs.
+# Another Python: make PYTHON=/path/to/python3.12 test
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The first Python on PATH that is new enough; looked for only when .venv has to be made.
+PYTHON ?= $(shell for name in python3 python3.11 python3.12 python3.13 python3.14 python; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
+CODE := academy_hpc tests examples benchmarks
+
+.PHONY: help demo test style format types imports check docs bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo      eight agents on Parsl workers talk through a private exchange on this machine'
+	@echo 'make test      all tests (ARGS="-k name" chooses some)'
+	@echo 'make check     style, types, imports, test: what must pass before a change is done'
+	@echo 'make format    put the code into the form that `make style` asks for'
+	@echo 'make docs      the documentation, in site/'
+	@echo 'make bench     speed and memory beside academy-py, in one run'
+	@echo 'make clean     remove .venv and everything that was made'
+
+demo: $(VENV)/installed-runtime
+	$(BIN)/python -m examples.demo
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+style: $(VENV)/installed-dev
+	$(BIN)/ruff check $(wildcard $(CODE))
+	$(BIN)/ruff format --check $(wildcard $(CODE))
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix-only --quiet $(wildcard $(CODE))
+	$(BIN)/ruff format $(wildcard $(CODE))
+
+types: $(VENV)/installed-dev
+	$(BIN)/mypy
+
+imports: $(VENV)/installed-dev
+	$(BIN)/lint-imports --no-logo
+
+check: style types imports test
+
+docs: $(VENV)/installed-docs
+	$(BIN)/mkdocs build --strict
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) dist site runinfo .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A Python that is missing, too old or without venv is told in one line, before anything is made.
+$(BIN)/python:
+	@if [ -z '$(PYTHON)' ]; then \
+		echo 'No Python 3.11 or newer was found. Install one, or name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)' >&2; exit 1; fi
+	@command -v '$(PYTHON)' >/dev/null || { \
+		echo 'PYTHON=$(PYTHON) is not a program here. Name a Python 3.11 or newer.' >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "PYTHON=$(PYTHON) is $$('$(PYTHON)' -V 2>&1 | head -n 1); academy_hpc needs Python 3.11 or newer." >&2; exit 1; }
+	@'$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo 'PYTHON=$(PYTHON) has no venv module. Install it (Debian and Ubuntu: apt-get install python3-venv) or name another Python.' >&2; exit 1; }
+	'$(PYTHON)' -m venv $(VENV)
+
+# The stamps: newer than pyproject.toml where .venv holds what it asks for.
+$(VENV)/installed-runtime: pyproject.toml | $(BIN)/python
+	@echo 'Installing academy_hpc and what it needs into $(VENV); about a minute, once ...'
+	$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+	@echo 'Installing academy_hpc and the development tools into $(VENV); about a minute, once ...'
+	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $(VENV)/installed-runtime $@
+
+$(VENV)/installed-docs: pyproject.toml | $(BIN)/python
+	$(PIP_INSTALL) --editable '.[docs]'
+	@touch $(VENV)/installed-runtime $@

@@ -1,0 +1,114 @@
+"""What the core asks a store to keep: each change of state that a restart must not forget."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TypeAlias
+
+import msgspec
+
+from academy_hpc.identifiers import EntityId
+from academy_hpc.message import Header, Message
+
+__all__ = [
+    "Change",
+    "MailboxCreated",
+    "MailboxRow",
+    "MailboxTerminated",
+    "MessageStored",
+    "MessagesRemoved",
+    "RequestAnswered",
+    "RequestPending",
+    "SessionStarted",
+    "ShareChanged",
+    "Snapshot",
+]
+
+
+class MailboxCreated(msgspec.Struct, frozen=True):
+    """A new, empty mailbox. ``classes``: the agent's class chain, most derived first."""
+
+    entity: EntityId
+    owner: str
+    classes: tuple[str, ...]
+
+
+class MailboxTerminated(msgspec.Struct, frozen=True):
+    """The mailbox is closed for good: its messages and pending requests go, a tombstone stays."""
+
+    uid: uuid.UUID
+
+
+class MessageStored(msgspec.Struct, frozen=True):
+    """A message was accepted as number `seq` of mailbox `uid`."""
+
+    uid: uuid.UUID
+    seq: int
+    message: Message
+
+
+class MessagesRemoved(msgspec.Struct, frozen=True):
+    """Messages of mailbox `uid` were acknowledged, or given up."""
+
+    uid: uuid.UUID
+    seqs: tuple[int, ...]
+
+
+class RequestPending(msgspec.Struct, frozen=True):
+    """A request to mailbox `uid` awaits its response."""
+
+    uid: uuid.UUID
+    header: Header
+
+
+class RequestAnswered(msgspec.Struct, frozen=True):
+    """The request with `tag` to mailbox `uid` has its response."""
+
+    uid: uuid.UUID
+    tag: uuid.UUID
+
+
+class SessionStarted(msgspec.Struct, frozen=True):
+    """`session` is the listener of mailbox `uid` now; all earlier ones are fenced off."""
+
+    uid: uuid.UUID
+    session: uuid.UUID
+
+
+class ShareChanged(msgspec.Struct, frozen=True):
+    """All groups that may use mailbox `uid`, besides its owner."""
+
+    uid: uuid.UUID
+    groups: frozenset[str]
+
+
+Change: TypeAlias = (
+    MailboxCreated
+    | MailboxTerminated
+    | MessageStored
+    | MessagesRemoved
+    | RequestPending
+    | RequestAnswered
+    | SessionStarted
+    | ShareChanged
+)
+
+
+class MailboxRow(msgspec.Struct):
+    """A mailbox as a store gives it back. ``last_seq`` is the highest number it ever gave to a message."""
+
+    entity: EntityId
+    owner: str
+    classes: tuple[str, ...]
+    groups: frozenset[str] = frozenset()
+    session: uuid.UUID | None = None
+    last_seq: int = 0
+
+
+class Snapshot(msgspec.Struct):
+    """All that a store holds. Mailboxes in the order of their creation, messages in the order of their numbers."""
+
+    mailboxes: list[MailboxRow] = []
+    messages: list[MessageStored] = []
+    pending: list[RequestPending] = []
+    tombstones: list[uuid.UUID] = []

@@ -1,0 +1,228 @@
+"""One mailbox: put, take within a window, acknowledge, release, terminate. No I/O, no clock.
+
+Life of a message in its mailbox:
+
+    =========  ===========  =========  ==============================================
+    state      event        new state  when
+    =========  ===========  =========  ==============================================
+    (none)     put          READY      accepted; it has a number, in order
+    READY      take         OUT        handed to the listener; counts as one attempt
+    OUT        acknowledge  GONE       the listener has done with it
+    OUT        release      READY      its listener is gone; goes back in its old place
+    OUT        give_up      GONE       its listener is gone for the last time allowed
+    READY      acknowledge  GONE       it came from an earlier, resumed connection
+    READY      hold         OUT        the resumed listener is still at work on it
+    OUT        hold         OUT        the same, before it was released
+    =========  ===========  =========  ==============================================
+
+A *session* is one listener's life, across reconnects. A new session fences off the earlier one; the same session
+coming back resumes: it says which number it has received last and which it still works on, and the mailbox treats
+the rest as acknowledged, so that a broken connection neither loses nor doubles a message.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+from collections.abc import Iterable
+
+import msgspec
+
+from academy_hpc.message import Message
+
+__all__ = ["Delivery", "Mailbox", "Window"]
+
+_READY, _OUT, _GONE = "READY", "OUT", "GONE"
+_TRANSITIONS = {
+    (_READY, "take"): _OUT,
+    (_READY, "acknowledge"): _GONE,
+    (_READY, "hold"): _OUT,
+    (_OUT, "acknowledge"): _GONE,
+    (_OUT, "release"): _READY,
+    (_OUT, "give_up"): _GONE,
+    (_OUT, "hold"): _OUT,
+}
+# Room for header and bookkeeping of one message when bytes are counted, so that empty bodies are not free.
+OVERHEAD_BYTES = 512
+
+
+class Window(msgspec.Struct, frozen=True):
+    """How much a listener may have been handed and not yet consumed."""
+
+    messages: int = 512
+    limit_bytes: int = 16 * 1024 * 1024
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """A message handed to a listener: its number in the mailbox, and which attempt this is."""
+
+    seq: int
+    attempt: int
+    message: Message
+
+
+class _Entry:
+    __slots__ = ("attempts", "message", "state")
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self.attempts = 0
+        self.state = _READY
+
+    def move(self, event: str) -> None:
+        self.state = _TRANSITIONS[self.state, event]
+
+
+class Mailbox:
+    """The messages for one entity. Queues are made when first used: an idle mailbox is small."""
+
+    __slots__ = ("_entries", "_out", "_ready", "_unconsumed", "_window_bytes", "last_seq", "session", "stored_bytes")
+
+    def __init__(self, *, last_seq: int = 0, session: uuid.UUID | None = None) -> None:
+        self.last_seq = last_seq
+        self.session = session
+        self.stored_bytes = 0
+        self._entries: dict[int, _Entry] | None = None
+        self._ready: deque[int] | None = None
+        self._out: dict[int, None] | None = None  # in the order of numbers: take hands out in order
+        self._unconsumed: deque[tuple[int, int]] | None = None  # number and bytes of what was handed out
+        self._window_bytes = 0
+
+    def __len__(self) -> int:
+        """Messages stored: ready or handed out."""
+        return len(self._entries) if self._entries else 0
+
+    @property
+    def ready(self) -> int:
+        """Messages that wait to be taken."""
+        return len(self._ready) if self._ready else 0
+
+    def put(self, message: Message, *, seq: int | None = None) -> int:
+        """Accept `message`; its number. `seq` only to restore what a store gave back."""
+        self.last_seq = seq if seq is not None else self.last_seq + 1
+        if self._entries is None:
+            self._entries = {}
+        if self._ready is None:
+            self._ready = deque()
+        self._entries[self.last_seq] = _Entry(message)
+        self._ready.append(self.last_seq)
+        self.stored_bytes += OVERHEAD_BYTES + len(message.body)
+        return self.last_seq
+
+    def take(self, window: Window) -> list[Delivery]:
+        """What fits into `window` beside that which was handed out and not consumed; oldest first.
+
+        A message larger than the whole window is handed out alone.
+        """
+        taken: list[Delivery] = []
+        if not self._ready or self._entries is None:
+            return taken
+        if self._unconsumed is None:
+            self._unconsumed = deque()
+        if self._out is None:
+            self._out = {}
+        while self._ready and len(self._unconsumed) < window.messages:
+            entry = self._entries[self._ready[0]]
+            size = OVERHEAD_BYTES + len(entry.message.body)
+            if self._unconsumed and self._window_bytes + size > window.limit_bytes:
+                break
+            seq = self._ready.popleft()
+            entry.move("take")
+            entry.attempts += 1
+            self._out[seq] = None
+            self._unconsumed.append((seq, size))
+            self._window_bytes += size
+            taken.append(Delivery(seq, entry.attempts, entry.message))
+        return taken
+
+    def consumed(self, seq: int) -> None:
+        """The listener's program has read all up to number `seq`: the window opens by as much."""
+        queue = self._unconsumed
+        while queue and queue[0][0] <= seq:
+            self._window_bytes -= queue.popleft()[1]
+        if not queue:
+            self._clear_window()
+
+    def acknowledge(self, seqs: Iterable[int]) -> list[int]:
+        """Forget the messages with these numbers; the numbers that were there. Twice is harmless."""
+        done = []
+        for seq in seqs:
+            if self._out is not None and seq in self._out:
+                del self._out[seq]
+                self._forget(seq, "acknowledge")
+                done.append(seq)
+        self._shrink()
+        return done
+
+    def start_session(self, session: uuid.UUID, *, max_attempts: int) -> list[Delivery]:
+        """`session` is the listener from now on; what earlier ones did not acknowledge is ready again, in order.
+
+        Returns:
+            What is given up: it was handed out `max_attempts` times already.
+        """
+        self.session = session
+        back, given_up = [], []
+        for seq in self._out or ():
+            entry = self._entry(seq)
+            if entry.attempts >= max_attempts:
+                given_up.append(Delivery(seq, entry.attempts, entry.message))
+                self._forget(seq, "give_up")
+            else:
+                entry.move("release")
+                back.append(seq)
+        self._out = None
+        self._clear_window()
+        if back:
+            self._ready = deque([*back, *(self._ready or ())])
+        self._shrink()
+        return given_up
+
+    def resume(self, *, received: int, held: Iterable[int]) -> list[int]:
+        """The same session on a new connection: it has all up to `received` and still works on `held` of these.
+
+        What was on its way and did not arrive is ready again, and that attempt does not count.
+
+        Returns:
+            Numbers of the messages acknowledged by this.
+        """
+        working = set(held)
+        done = []
+        self._out, self._ready = {}, deque()
+        for seq in list(self._entries or ()):
+            entry = self._entry(seq)
+            if seq > received:
+                if entry.state == _OUT:
+                    entry.move("release")
+                    entry.attempts -= 1
+                self._ready.append(seq)
+            elif seq in working:
+                entry.move("hold")
+                entry.attempts = max(entry.attempts, 1)
+                self._out[seq] = None
+            else:
+                self._forget(seq, "acknowledge")
+                done.append(seq)
+        self._clear_window()
+        self._shrink()
+        return done
+
+    def terminate(self) -> None:
+        """Drop all messages."""
+        self._entries = self._ready = self._out = self._unconsumed = None
+        self.stored_bytes = self._window_bytes = 0
+
+    def _entry(self, seq: int) -> _Entry:
+        return (self._entries or {})[seq]
+
+    def _forget(self, seq: int, event: str) -> None:
+        entry = (self._entries or {}).pop(seq)
+        entry.move(event)
+        self.stored_bytes -= OVERHEAD_BYTES + len(entry.message.body)
+
+    def _clear_window(self) -> None:
+        self._unconsumed = None
+        self._window_bytes = 0
+
+    def _shrink(self) -> None:
+        if not self._entries:
+            self._entries = self._ready = self._out = None

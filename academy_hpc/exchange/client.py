@@ -1,0 +1,275 @@
+"""Clients: a transport plus the dispatch of what it receives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import uuid
+from collections.abc import Callable, Coroutine
+from typing import Any, Self
+
+from academy_hpc.errors import AcademyError, AgentTerminatedError, BadEntityIdError, ExchangeUnavailableError
+from academy_hpc.exchange.transport import AgentRegistration, ExchangeTransport, MailboxStatus
+from academy_hpc.identifiers import AgentId, EntityId, UserId
+from academy_hpc.message import AcademyErrorResponse, Body, Message
+from academy_hpc.registry import MailboxCounters
+from academy_hpc.serialization import NoPickleMixin
+
+__all__ = [
+    "AgentExchangeClient",
+    "ExchangeClient",
+    "RequestHandler",
+    "UserExchangeClient",
+    "current_client",
+    "exchange_client",
+]
+
+logger = logging.getLogger(__name__)
+
+# At the end, how long an exchange may take to answer a user who says good-bye.
+LAST_CALL_S = 2.0
+
+RequestHandler = Callable[[Message], Coroutine[Any, Any, None]]
+
+exchange_client: contextvars.ContextVar[ExchangeClient] = contextvars.ContextVar("exchange_client")
+
+
+def current_client() -> ExchangeClient | None:
+    """The client of the surrounding ``async with client`` or agent, if there is one."""
+    return exchange_client.get(None)
+
+
+class ExchangeClient(NoPickleMixin):
+    """What agents and users have in common. Inside ``async with client`` handles find it by themselves."""
+
+    def __init__(self, client_id: EntityId, transport: ExchangeTransport, *, factory: Any) -> None:
+        self._id = client_id
+        self._transport = transport
+        self._factory = factory
+        self._pending: dict[uuid.UUID, asyncio.Future[Message]] = {}
+        self._requests: dict[uuid.UUID, Message] = {}  # received and not answered, by tag
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended: AcademyError | None = None
+        self._end_event = asyncio.Event()
+        self._closed = False
+        self._context: contextvars.Token[ExchangeClient] | None = None
+
+    @property
+    def client_id(self) -> EntityId:
+        """Which entity this is."""
+        return self._id
+
+    def factory(self) -> Any:
+        """What makes further clients of the same exchange."""
+        return self._factory
+
+    async def __aenter__(self) -> Self:
+        """Handles used inside find this client."""
+        self._context = exchange_client.set(self)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close."""
+        if self._context is not None:
+            exchange_client.reset(self._context)
+        await self.close()
+
+    def __repr__(self) -> str:
+        """Class and entity."""
+        return f"{type(self).__name__}({self._id})"
+
+    async def start(self) -> None:
+        """Listen. Raises BadEntityIdError, MailboxTerminatedError, ExchangeUnavailableError."""
+        await self._transport.subscribe(self._on_message, self._on_end)
+
+    async def close(self) -> None:
+        """Wait for what is under way, then let go. Pending requests fail."""
+        if self._closed:
+            return
+        self._closed = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._transport.close()
+        self._fail_pending(ExchangeUnavailableError("The exchange client was closed."))
+
+    async def wait_ended(self) -> AcademyError:
+        """Until no more messages can come, and why: terminated, superseded, or the exchange is gone."""
+        await self._end_event.wait()
+        assert self._ended is not None  # set before the event
+        return self._ended
+
+    # Operations of the exchange
+
+    async def register_agent(self, agent: type, *, name: str | None = None) -> AgentRegistration:
+        """Make a mailbox for a new agent of class `agent`. Raises ForbiddenError, ExchangeFullError."""
+        return await self._transport.register_agent(agent, name=name)
+
+    async def register_agents(self, agents: list[tuple[type, str | None]]) -> list[AgentRegistration]:
+        """Several at once: pairs of class and name."""
+        return list(await asyncio.gather(*(self.register_agent(agent, name=name) for agent, name in agents)))
+
+    async def discover(self, agent: type | str, *, allow_subclasses: bool = True) -> tuple[AgentId[Any], ...]:
+        """Agents of a class, or with a class of this full name, in the order of registration."""
+        return await self._transport.discover(agent, allow_subclasses=allow_subclasses)
+
+    async def status(self, uid: EntityId) -> MailboxStatus:
+        """What is known of a mailbox."""
+        return await self._transport.status(uid)
+
+    async def terminate(self, uid: EntityId) -> None:
+        """Close a mailbox for good; its pending requests are answered with an error."""
+        await self._transport.terminate(uid)
+
+    async def heartbeat_status(self, uid: EntityId) -> float | None:
+        """Seconds since the last sign of life of an entity; None before the first."""
+        return await self._transport.heartbeat_status(uid)
+
+    async def update_heartbeat(self) -> None:
+        """Give a sign of life. A listening client need not."""
+        await self._transport.update_heartbeat()
+
+    async def agent_stats(self, uid: EntityId) -> MailboxCounters:
+        """Counters of a mailbox."""
+        return await self._transport.agent_stats(uid)
+
+    # Messages
+
+    async def send(self, message: Message) -> None:
+        """Return once the exchange holds the message. An answer acknowledges its request. Raises ExchangeError."""
+        await self._transport.send(message, acknowledges=self._answered_by(message))
+
+    async def respond(self, request: Message, body: Body, on_failure: Callable[[AcademyError], None]) -> None:
+        """Answer `request`, and return as soon as the answer is under way; `on_failure` if it is not stored."""
+        answer = request.create_response(body)
+
+        def failed(error: AcademyError) -> None:
+            self._requests[request.tag] = request  # it is still to be answered
+            on_failure(error)
+
+        await self._transport.post(answer, failed, acknowledges=self._answered_by(answer))
+
+    def drop(self, request: Message) -> None:
+        """Never answer `request`: it will not come again either."""
+        self._requests.pop(request.tag, None)
+        self._transport.acknowledge(request)
+
+    async def request(self, dest: EntityId, body: Body, *, label: uuid.UUID | None = None, tag: uuid.UUID) -> Message:
+        """Send a request and wait for its answer, however long that takes.
+
+        Raises:
+            ExchangeError: It was refused, or the exchange is gone.
+        """
+        if self._ended is not None:
+            raise type(self._ended)(*self._ended.args)
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._pending[tag] = future
+
+        def failed(error: AcademyError) -> None:
+            if not future.done():
+                future.set_exception(error)
+
+        try:
+            await self._transport.post(Message.create(self._id, dest, body, label=label, tag=tag), failed)
+            return await future
+        finally:
+            self._pending.pop(tag, None)
+
+    def cast(self, dest: EntityId, body: Body, *, label: uuid.UUID | None = None) -> None:
+        """Send a request in the background; its answer, and whether it arrives, is of no interest."""
+        message = Message.create(self._id, dest, body, label=label)
+        self.spawn(self._transport.post(message, lambda error: logger.debug("%r was not sent: %s", message, error)))
+
+    def expect(self, tag: uuid.UUID) -> asyncio.Future[Message]:
+        """The response with `tag`, to a request that this client did not send itself. Cancel it to forget it."""
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._pending[tag] = future
+        future.add_done_callback(lambda _: self._pending.pop(tag, None))
+        return future
+
+    def _answered_by(self, message: Message) -> Message | None:
+        return None if message.is_request else self._requests.pop(message.tag, None)
+
+    # What arrives
+
+    def _on_message(self, message: Message) -> None:
+        if message.is_request:
+            self._requests[message.tag] = message
+            self._on_request(message)
+            return
+        future = self._pending.get(message.tag)
+        if future is not None and not future.done():
+            future.set_result(message)
+        else:
+            logger.debug("dropped a late or repeated response %s from %s", message.tag, message.src)
+        self._transport.acknowledge(message)
+
+    def _on_request(self, message: Message) -> None:
+        raise NotImplementedError
+
+    def _on_end(self, error: AcademyError) -> None:
+        self._ended = error
+        self._end_event.set()
+        self._fail_pending(error)
+
+    def _fail_pending(self, error: AcademyError) -> None:
+        for future in self._pending.values():
+            if not future.done():
+                future.set_exception(type(error)(*error.args))
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run something in the background, at the longest until the client is closed."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a request handler of %s failed", self._id, exc_info=error)
+
+
+class AgentExchangeClient(ExchangeClient):
+    """The client of one agent: gives requests to its handler."""
+
+    def __init__(
+        self, agent_id: AgentId[Any], transport: ExchangeTransport, request_handler: RequestHandler, *, factory: Any
+    ) -> None:
+        super().__init__(agent_id, transport, factory=factory)
+        self._handler = request_handler
+
+    async def start(self) -> None:
+        """Listen. Raises BadEntityIdError: not registered, or terminated."""
+        try:
+            await super().start()
+        except AgentTerminatedError as error:
+            await self.close()
+            raise BadEntityIdError(self._id) from error
+        except BaseException:
+            await self.close()
+            raise
+
+    def _on_request(self, message: Message) -> None:
+        self.spawn(self._handler(message))
+
+
+class UserExchangeClient(ExchangeClient):
+    """The client of a user: calls agents, and serves no requests. Its mailbox goes when it is closed."""
+
+    def __init__(self, user_id: UserId, transport: ExchangeTransport, *, factory: Any) -> None:
+        super().__init__(user_id, transport, factory=factory)
+
+    async def close(self) -> None:
+        """Terminate the user's mailbox, then close."""
+        if not self._closed:
+            try:
+                async with asyncio.timeout(LAST_CALL_S):
+                    await self.terminate(self._id)
+            except (AcademyError, TimeoutError) as error:
+                logger.debug("could not terminate %s: %s", self._id, error)
+        await super().close()
+
+    def _on_request(self, message: Message) -> None:
+        body = AcademyErrorResponse(4, self._id)
+        self.spawn(self.respond(message, body, lambda error: logger.debug("could not answer: %s", error)))

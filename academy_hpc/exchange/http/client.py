@@ -1,0 +1,317 @@
+"""The HTTP exchange as programs use it: `HttpExchangeFactory`, `HttpExchangeTransport`, `HttpAgentRegistration`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
+
+import msgspec
+
+from academy_hpc.errors import AcademyError, BadEntityIdError, BadRequestError, MailboxTerminatedError
+from academy_hpc.exchange.factory import ExchangeFactory
+from academy_hpc.exchange.http.connection import ConnectionInfo
+from academy_hpc.exchange.http.dial import ClientOptions, NoStreamError
+from academy_hpc.exchange.http.link import Link
+from academy_hpc.exchange.http.rest import RestChannel
+from academy_hpc.exchange.http.stream import Stream
+from academy_hpc.exchange.http.wire import Status
+from academy_hpc.exchange.transport import (
+    STALE_S,
+    AgentRegistration,
+    ExchangeTransportMixin,
+    MailboxStatus,
+    OnEnd,
+    OnMessage,
+    class_chain,
+    class_name,
+)
+from academy_hpc.identifiers import AgentId, EntityId, UserId
+from academy_hpc.message import Message
+from academy_hpc.registry import MailboxCounters
+
+__all__ = ["HttpAgentRegistration", "HttpExchangeFactory", "HttpExchangeTransport", "StreamChannel"]
+
+AgentT = TypeVar("AgentT")
+
+# How long a closing transport waits for its last messages to be confirmed.
+CLOSE_S = 5.0
+
+
+class HttpAgentRegistration(msgspec.Struct, Generic[AgentT], frozen=True):
+    """What an agent needs to become one entity of an HTTP exchange."""
+
+    agent_id: AgentId[AgentT]
+    exchange_type: Literal["http"] = "http"
+
+    def to_json(self) -> str:
+        """As text, for another process."""
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """What `to_json` wrote. Raises BadRequestError."""
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except (msgspec.MsgspecError, UnicodeError) as error:
+            raise BadRequestError(f"This text is no registration of an agent: {error}") from error
+
+
+class Channel(Protocol):
+    """How one entity's traffic reaches the exchange: over a stream, or by REST."""
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """An operation by name (exchange/http/operations.py)."""
+
+    async def post(self, message: Message, outcome: Any, acknowledges: int | None) -> None:
+        """Put a message under way; `outcome` is called once, with None or an error."""
+
+    async def attach(self, on_message: OnMessage, on_end: OnEnd) -> None:
+        """Listen."""
+
+    def acknowledge(self, seq: int) -> None:
+        """Done with this message."""
+
+    async def close(self) -> None:
+        """Let go."""
+
+
+class StreamChannel:
+    """A mailbox on the stream of this process."""
+
+    def __init__(self, stream: Stream, entity: EntityId) -> None:
+        self._stream = stream
+        self._link = Link(entity)
+        self._closed = False
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """See `Channel`."""
+        return await self._stream.call(method, *arguments)
+
+    async def post(self, message: Message, outcome: Any, acknowledges: int | None) -> None:
+        """See `Channel`."""
+        await self._stream.post(self._link, message, outcome, acknowledges=acknowledges)
+
+    async def attach(self, on_message: OnMessage, on_end: OnEnd) -> None:
+        """See `Channel`."""
+        self._link.listen(on_message, on_end)
+        await self._stream.attach(self._link)
+
+    def acknowledge(self, seq: int) -> None:
+        """See `Channel`."""
+        self._stream.acknowledge(self._link, seq)
+
+    async def close(self) -> None:
+        """See `Channel`."""
+        if not self._closed:
+            self._closed = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_S):
+                    await self._link.wait_confirmed()
+            self._stream.detach(self._link)
+            await self._stream.release()
+
+
+class HttpExchangeTransport(ExchangeTransportMixin):
+    """One entity's link to an HTTP exchange. Make it with `new`."""
+
+    def __init__(self, mailbox_id: EntityId, channel: Channel, factory: HttpExchangeFactory) -> None:
+        self._mailbox_id = mailbox_id
+        self._channel = channel
+        self._factory = factory
+
+    @classmethod
+    async def new(
+        cls,
+        *,
+        connection_info: ConnectionInfo,
+        mailbox_id: EntityId | None = None,
+        name: str | None = None,
+        options: ClientOptions | None = None,
+    ) -> Self:
+        """Connect; without `mailbox_id` as a new user called `name`.
+
+        Raises:
+            ExchangeUnreachableError: No URL of the connection info answers.
+            UnauthorizedError: The exchange does not accept the token.
+        """
+        factory = HttpExchangeFactory.from_connection_info(connection_info, options=options)
+        entity = mailbox_id if mailbox_id is not None else UserId.new(name)
+        channel: Channel
+        try:
+            channel = StreamChannel(await Stream.acquire(connection_info, factory.options), entity)
+        except NoStreamError:
+            channel = RestChannel(connection_info, factory.options, entity)
+        transport = cls(entity, channel, factory)
+        try:
+            if mailbox_id is None:
+                await channel.call("create", entity, ())
+        except BaseException:
+            await channel.close()
+            raise
+        return transport
+
+    @property
+    def mailbox_id(self) -> EntityId:
+        """Which entity."""
+        return self._mailbox_id
+
+    def factory(self) -> HttpExchangeFactory:
+        """What makes further transports to the same exchange."""
+        return self._factory
+
+    async def register_agent(self, agent: type, *, name: str | None = None) -> HttpAgentRegistration[Any]:
+        """See `ExchangeTransport`."""
+        agent_id: AgentId[Any] = AgentId.new(name)
+        await self._channel.call("create", agent_id, class_chain(agent))
+        return HttpAgentRegistration(agent_id)
+
+    async def discover(self, agent: type | str, *, allow_subclasses: bool = True) -> tuple[AgentId[Any], ...]:
+        """See `ExchangeTransport`."""
+        wanted = agent if isinstance(agent, str) else class_name(agent)
+        found = await self._channel.call("discover", wanted, allow_subclasses)
+        return tuple(msgspec.convert(found, list[AgentId[Any]]))
+
+    async def status(self, uid: EntityId) -> MailboxStatus:
+        """See `ExchangeTransport`."""
+        status = msgspec.convert(await self._channel.call("status", uid), Status)
+        if status.status != "ACTIVE":
+            return MailboxStatus(status.status)
+        fresh = status.seen_s is not None and status.seen_s < STALE_S
+        return MailboxStatus.ACTIVE if fresh else MailboxStatus.INACTIVE
+
+    async def terminate(self, uid: EntityId) -> None:
+        """See `ExchangeTransport`."""
+        await self._channel.call("terminate", uid)
+
+    async def heartbeat_status(self, uid: EntityId) -> float | None:
+        """See `ExchangeTransport`."""
+        status = msgspec.convert(await self._channel.call("status", uid), Status)
+        if status.status == "MISSING":
+            raise BadEntityIdError(uid)
+        if status.status == "TERMINATED":
+            raise MailboxTerminatedError(uid)
+        return status.seen_s
+
+    async def update_heartbeat(self) -> None:
+        """See `ExchangeTransport`."""
+        await self._channel.call("heartbeat", self._mailbox_id)
+
+    async def agent_stats(self, uid: EntityId) -> MailboxCounters:
+        """See `ExchangeTransport`."""
+        return msgspec.convert(await self._channel.call("stats", uid), MailboxCounters)
+
+    async def send(self, message: Message, *, acknowledges: Message | None = None) -> None:
+        """See `ExchangeTransport`."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def outcome(error: AcademyError | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        await self._channel.post(message, outcome, _seq(acknowledges))
+        await future
+
+    async def post(self, message: Message, on_failure: OnEnd, *, acknowledges: Message | None = None) -> None:
+        """See `ExchangeTransport`."""
+
+        def outcome(error: AcademyError | None) -> None:
+            if error is not None:
+                on_failure(error)
+
+        await self._channel.post(message, outcome, _seq(acknowledges))
+
+    async def subscribe(self, on_message: OnMessage, on_end: OnEnd) -> None:
+        """See `ExchangeTransport`."""
+        await self._channel.attach(on_message, on_end)
+
+    def acknowledge(self, message: Message) -> None:
+        """See `ExchangeTransport`."""
+        if message.seq is not None:
+            self._channel.acknowledge(message.seq)
+
+    async def listen(self, timeout: float | None = None) -> AsyncGenerator[Message]:
+        """See `ExchangeTransport`."""
+        queue: asyncio.Queue[Message | AcademyError] = asyncio.Queue()
+        await self.subscribe(queue.put_nowait, queue.put_nowait)
+        while True:
+            try:
+                async with asyncio.timeout(timeout):
+                    item = await queue.get()
+            except TimeoutError:
+                return
+            if isinstance(item, AcademyError):
+                raise item
+            yield item
+            self.acknowledge(item)
+
+    async def close(self) -> None:
+        """See `ExchangeTransport`."""
+        await self._channel.close()
+
+    def __repr__(self) -> str:
+        """Class and entity."""
+        return f"{type(self).__name__}({self._mailbox_id})"
+
+
+class HttpExchangeFactory(ExchangeFactory):
+    """Makes clients of one HTTP exchange. Pickles, and turns into text: ``factory.connection_info.to_json()``.
+
+    Args:
+        url: Base URL of the exchange.
+        auth_method: None; the token of a spawned exchange is one of the headers.
+        additional_headers: Sent with every request, such as ``Authorization``.
+        ssl_verify: None or True: as the certificate authorities say; False: not at all.
+        reconnect_s: Seconds for which a broken connection is tried again before calls fail.
+        request_timeout_s: Seconds that one REST request may take.
+        trust_env: Whether proxy variables apply; give True for an exchange on the internet.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        auth_method: None = None,
+        additional_headers: dict[str, str] | None = None,
+        ssl_verify: bool | None = None,
+        reconnect_s: float = 300.0,
+        request_timeout_s: float = 60.0,
+        trust_env: bool = False,
+    ) -> None:
+        if auth_method is not None:
+            raise BadRequestError(f"auth_method={auth_method!r} is not known; give the token in additional_headers.")
+        self.connection_info = ConnectionInfo(urls=(url,), headers=additional_headers or {}, trust_env=trust_env)
+        self.options = ClientOptions(ssl_verify, reconnect_s, request_timeout_s)
+
+    @classmethod
+    def from_connection_info(cls, info: ConnectionInfo, *, options: ClientOptions | None = None) -> Self:
+        """A factory for the exchange that `info` tells of."""
+        factory = cls(info.urls[0])
+        factory.connection_info = info
+        factory.options = options or ClientOptions()
+        return factory
+
+    async def create_transport(
+        self,
+        mailbox_id: EntityId | None = None,
+        *,
+        name: str | None = None,
+        registration: AgentRegistration | None = None,
+    ) -> HttpExchangeTransport:
+        """See `ExchangeFactory`."""
+        return await HttpExchangeTransport.new(
+            connection_info=self.connection_info, mailbox_id=mailbox_id, name=name, options=self.options
+        )
+
+    def __repr__(self) -> str:
+        """The URLs, no secrets."""
+        return f"{type(self).__name__}({', '.join(self.connection_info.urls)})"
+
+
+def _seq(message: Message | None) -> int | None:
+    return None if message is None else message.seq

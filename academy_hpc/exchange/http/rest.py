@@ -1,0 +1,230 @@
+"""REST and SSE for exchanges that have no stream: the Academy protocol as it stands (docs/protocol.md).
+
+There are no acknowledgements: what the exchange has written to a broken connection is lost there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from academy_hpc.errors import (
+    AcademyError,
+    BadEntityIdError,
+    ExchangeUnavailableError,
+    ExchangeUnreachableError,
+    MailboxTerminatedError,
+)
+from academy_hpc.exchange.http import wire
+from academy_hpc.exchange.http.connection import ConnectionInfo
+from academy_hpc.exchange.http.dial import ClientOptions, new_session
+from academy_hpc.exchange.transport import OnEnd, OnMessage
+from academy_hpc.identifiers import AgentId, EntityId
+from academy_hpc.message import Message, parse_message
+
+__all__ = ["RestChannel", "read_events"]
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 30.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 5.0
+# Answers after which the exchange has surely not done what was asked, so that asking again can't double it.
+_AGAIN = frozenset({429, 502, 503})
+
+
+class RestChannel:
+    """One entity's traffic by REST requests, and an event stream for what arrives."""
+
+    def __init__(self, info: ConnectionInfo, options: ClientOptions, entity: EntityId) -> None:
+        self._info = info
+        self._options = options
+        self._entity = entity
+        self._session = new_session(info, options)
+        self._url = info.urls[0].rstrip("/")
+        self._tasks: list[asyncio.Task[None]] = []
+        self._posts: set[asyncio.Task[None]] = set()
+        self._last_post: dict[EntityId, asyncio.Task[None]] = {}
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """See `Channel`."""
+        return await getattr(self, f"_{method}")(*arguments)
+
+    async def post(
+        self, message: Message, outcome: Callable[[AcademyError | None], None], acknowledges: int | None
+    ) -> None:
+        """See `Channel`. Messages for one destination go one after another, to keep their order."""
+        before = self._last_post.get(message.dest)
+        task = asyncio.create_task(self._post(message, outcome, before))
+        self._last_post[message.dest] = task
+        self._posts.add(task)
+        task.add_done_callback(self._posts.discard)
+
+    async def attach(self, on_message: OnMessage, on_end: OnEnd) -> None:
+        """See `Channel`."""
+        await self._heartbeat(self._entity)
+        await self._request("GET", wire.HEARTBEAT_PATH, _mailbox(self._entity), self._entity)  # 404 or 419 now
+        self._tasks.append(asyncio.create_task(self._listen(on_message, on_end)))
+        self._tasks.append(asyncio.create_task(self._beat()))
+
+    def acknowledge(self, seq: int) -> None:
+        """See `Channel`: there is nothing to acknowledge."""
+
+    async def close(self) -> None:
+        """See `Channel`."""
+        if self._posts:
+            await asyncio.wait(self._posts, timeout=self._options.request_timeout_s)
+        for task in (*self._tasks, *self._posts):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._posts, return_exceptions=True)
+        await self._session.close()
+
+    # Operations
+
+    async def _create(self, entity: EntityId, classes: tuple[str, ...]) -> None:
+        await self._request("POST", wire.MAILBOX_PATH, _mailbox(entity) | {"agent": ",".join(classes) or None}, entity)
+
+    async def _terminate(self, entity: EntityId) -> None:
+        await self._request("DELETE", wire.MAILBOX_PATH, _mailbox(entity), entity)
+
+    async def _status(self, entity: EntityId) -> dict[str, Any]:
+        try:
+            seen = await self._request("GET", wire.HEARTBEAT_PATH, _mailbox(entity), entity)
+        except BadEntityIdError:
+            return {"status": "MISSING"}
+        except MailboxTerminatedError:
+            return {"status": "TERMINATED"}
+        return {"status": "ACTIVE", "seen_s": seen["heartbeat"]}
+
+    async def _discover(self, name: str, subclasses: bool) -> list[AgentId[Any]]:
+        fields = {"agent": name, "allow_subclasses": subclasses}
+        found = await self._request("GET", wire.DISCOVER_PATH, fields, None)
+        return [msgspec.convert({"uid": uid}, AgentId[Any]) for uid in found["agent_ids"].split(",") if uid]
+
+    async def _heartbeat(self, entity: EntityId) -> None:
+        await self._request("POST", wire.HEARTBEAT_PATH, _mailbox(entity), entity)
+
+    async def _stats(self, entity: EntityId) -> Any:
+        return await self._request("GET", wire.STATS_PATH, _mailbox(entity), entity)
+
+    async def _share(self, entity: EntityId, group: str) -> None:
+        await self._request("POST", wire.SHARE_PATH, _mailbox(entity) | {"group_id": group}, entity)
+
+    async def _unshare(self, entity: EntityId, group: str) -> None:
+        await self._request("DELETE", wire.SHARE_PATH, _mailbox(entity) | {"group_id": group}, entity)
+
+    async def _groups(self, entity: EntityId) -> list[str]:
+        found = await self._request("GET", wire.SHARE_PATH, _mailbox(entity), entity)
+        return list(found["group_ids"])
+
+    # Sending
+
+    async def _post(
+        self, message: Message, outcome: Callable[[AcademyError | None], None], before: asyncio.Task[None] | None
+    ) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        try:
+            await self._request("PUT", wire.MESSAGE_PATH, {"message": message.to_json().decode()}, message.dest)
+        except AcademyError as error:
+            outcome(error)
+        else:
+            outcome(None)
+        finally:
+            if self._last_post.get(message.dest) is asyncio.current_task():
+                del self._last_post[message.dest]
+
+    async def _request(self, method: str, path: str, fields: dict[str, Any], entity: EntityId | None) -> Any:
+        until, pause = time.monotonic() + self._options.reconnect_s, FIRST_PAUSE_S
+        while True:
+            error, again = await self._try(method, path, fields, entity)
+            if not isinstance(error, AcademyError):
+                return error
+            if not again or time.monotonic() + pause > until:
+                raise error
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients, hides nothing
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    async def _try(self, method: str, path: str, fields: dict[str, Any], entity: EntityId | None) -> tuple[Any, bool]:
+        """The answer or an error, and whether asking again is safe and may help."""
+        try:
+            async with asyncio.timeout(self._options.request_timeout_s):
+                async with self._session.request(method, self._url + path, json=fields) as response:
+                    if response.status == 200:
+                        data = await response.read()
+                        return (json.loads(data) if data else None), False
+                    text = await response.text()
+                    return _refusal(response.status, text, entity), response.status in _AGAIN
+        except aiohttp.ClientConnectorError as error:
+            return ExchangeUnreachableError({self._url: str(error)}), True
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            return ExchangeUnavailableError(f"{method} {self._url}{path}: {error!r}"), method != "PUT"
+
+    # Receiving
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            with contextlib.suppress(AcademyError):  # the listener reports what matters
+                await self._heartbeat(self._entity)
+
+    async def _listen(self, on_message: OnMessage, on_end: OnEnd) -> None:
+        until, pause = time.monotonic() + self._options.reconnect_s, FIRST_PAUSE_S
+        while True:
+            try:
+                await self._read_stream(on_message)
+                until, pause = time.monotonic() + self._options.reconnect_s, FIRST_PAUSE_S
+            except ExchangeUnavailableError as error:
+                if time.monotonic() + pause > until:
+                    on_end(error)
+                    return
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients, hides nothing
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+            except AcademyError as error:
+                on_end(error)
+                return
+
+    async def _read_stream(self, on_message: OnMessage) -> None:
+        """One event stream, until the exchange ends it. Raises AcademyError."""
+        url = self._url + wire.LISTEN_PATH
+        try:
+            async with self._session.get(url, json=_mailbox(self._entity)) as response:
+                if response.status != 200:
+                    raise _refusal(response.status, await response.text(), self._entity)
+                async for text in read_events(response.content.iter_any()):
+                    on_message(parse_message(text))
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ExchangeUnavailableError(f"GET {url}: {error!r}") from error
+
+
+async def read_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
+    """The data of each event of an event stream; lines of one event are joined by line breaks."""
+    rest, data = b"", []
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n") if b"\n" in chunk else (rest + chunk,)
+        for line in lines:
+            text = line.rstrip(b"\r")
+            if text.startswith(b"data:"):
+                data.append(text[5:].removeprefix(b" "))
+            elif not text and data:
+                yield b"\n".join(data).decode()
+                data = []
+
+
+def _mailbox(entity: EntityId) -> dict[str, Any]:
+    return {"mailbox": msgspec.json.encode(entity).decode()}
+
+
+def _refusal(status: int, text: str, entity: EntityId | None) -> AcademyError:
+    numbers = re.findall(r"\d+", text) if status == 413 else []
+    size, limit = (int(numbers[0]), int(numbers[1])) if len(numbers) == 2 else (0, 0)
+    return wire.error_from_status(status, text, entity, size=size, limit=limit)

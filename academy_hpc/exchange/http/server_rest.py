@@ -1,0 +1,294 @@
+"""The thirteen REST routes of the Academy protocol (docs/protocol.md), and its event stream.
+
+A REST listener acknowledges nothing: a message counts as delivered when its bytes were accepted by a live connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from academy_hpc.delivery import Window
+from academy_hpc.errors import AcademyError, BadRequestError, ListenerSupersededError, MessageTooLargeError
+from academy_hpc.exchange.http import wire
+from academy_hpc.exchange.http.wire import decode_entity, decode_fields
+from academy_hpc.exchange.service import ExchangeService
+from academy_hpc.identifiers import EntityId
+from academy_hpc.message import Message, UserErrorResponse, parse_message
+from academy_hpc.registry import Caller, Effects
+from academy_hpc.serialization import error_json
+
+__all__ = ["ROUTES", "RestSessions"]
+
+PING_S = 15.0
+# The reader of academy-py refuses longer lines of an event stream (docs/protocol.md, section 4.2).
+LINE_BYTES = 256 * 1024
+_ONE = Window(messages=1)
+
+Handler = Callable[["RestSessions", web.BaseRequest, Caller, bytes], Awaitable[web.StreamResponse]]
+
+
+class _RestListener:
+    """One open long poll or event stream."""
+
+    def __init__(self) -> None:
+        self.session = uuid.uuid4()
+        self.ended: AcademyError | None = None
+        self._event = asyncio.Event()
+
+    def wake(self, uid: uuid.UUID) -> None:
+        self._event.set()
+
+    def end(self, uid: uuid.UUID, error: AcademyError) -> None:
+        self.ended = error
+        self._event.set()
+
+    async def wait(self, timeout_s: float) -> None:
+        """Until there is something to take, or the end, or the time is over (TimeoutError)."""
+        async with asyncio.timeout(timeout_s):
+            await self._event.wait()
+        self._event.clear()
+
+
+class RestSessions:
+    """What the routes work on: the service, and the listeners that are open."""
+
+    def __init__(self, service: ExchangeService, *, listen_timeout_s: float) -> None:
+        self.service = service
+        self.listen_timeout_s = listen_timeout_s
+        self._open: set[_RestListener] = set()
+
+    def close(self) -> None:
+        """End all polls and streams properly: the reference client does not survive one that breaks off."""
+        for listener in list(self._open):
+            listener.end(listener.session, _ClosingError("The exchange is shutting down."))
+
+    async def listen(self, entity: EntityId, caller: Caller) -> _RestListener:
+        """A new listener for the mailbox; the newest has it. Raises RefusedError."""
+        effects, listener = Effects(), _RestListener()
+        self.service.attach(entity, listener, listener.session, caller, effects)
+        await self.service.commit(effects)
+        self._open.add(listener)
+        return listener
+
+    def leave(self, entity: EntityId, listener: _RestListener) -> None:
+        """The listener's connection is gone."""
+        self._open.discard(listener)
+        self.service.detach(entity.uid, listener, listener.session)
+
+    def take(self, entity: EntityId, listener: _RestListener, window: Window) -> list[Any]:
+        """Deliveries for the listener."""
+        return self.service.registry.take(entity.uid, listener.session, window)
+
+    async def delivered(self, entity: EntityId, listener: _RestListener, seqs: list[int]) -> None:
+        """The bytes of these deliveries were accepted by a live connection."""
+        effects = Effects()
+        self.service.registry.consumed(entity.uid, listener.session, seqs[-1])
+        self.service.registry.acknowledge(entity.uid, listener.session, seqs, effects)
+        await self.service.commit(effects)
+
+
+class _ClosingError(AcademyError):
+    code = "CLOSING"
+    status = 503
+
+
+async def _create(rest: RestSessions, request: web.BaseRequest, caller: Caller, body: bytes) -> web.Response:
+    fields = decode_fields(body, wire.CreateFields)
+    classes = tuple(name.strip() for name in (fields.agent or "").split(",") if name.strip())
+    effects = Effects()
+    rest.service.registry.create(decode_entity(fields.mailbox), classes, caller, effects)
+    await rest.service.commit(effects)
+    return web.Response()
+
+
+async def _status(rest: RestSessions, request: web.BaseRequest, caller: Caller, body: bytes) -> web.Response:
+    entity = decode_entity(decode_fields(body, wire.MailboxFields).mailbox)
+    return web.json_response({"status": rest.service.registry.status(entity, caller)})
+
+
+async def _terminate(rest: RestSessions, request: web.BaseRequest, caller: Caller, body: bytes) -> web.Response:
+    effects = Effects()
+    rest.service.registry.terminate(decode_entity(decode_fields(body, wire.MailboxFields).mailbox), caller, effects)
+    await rest.service.commit(effects)
+    return web.Response()
+
+
+async def _send(rest: RestSessions, request: web.BaseRequest, caller: Caller, body: bytes) -> web.Response:
+    try:
+        message = parse_message(decode_fields(body, wire.MessageFields).message)
+    except BadRequestError as error:
+        raise BadRequestError(f"Missing or invalid field: {error}") from None
+    limit = rest.service.registry.limits.message_bytes
+    size = _compact_size(message, limit)
+    if size > limit:
+        await _answer_too_large(rest, message, caller, MessageTooLargeError(size, limit))
+        raise MessageTooLargeError(size, limit)
+    await rest.service.send_and_wait(message, caller)
+    return web.Response()
+
+
+def _compact_size(message: Message, limit: int) -> int:
+    """Bytes of the message without white space between tokens, exact where it matters."""
+    size = len(message.body) + len(msgspec.json.encode(message.header)) + len('{"header":,"body":}')
+    if size <= limit:
+        return size
+    return size - len(message.body) + len(msgspec.json.format(message.body, indent=-1))
+
+
+async def _answer_too_large(rest: RestSessions, message: Message, caller: Caller, error: AcademyError) -> None:
+    """A response that is too large: tell the requester, who would wait for ever."""
+    if message.is_request:
+        return
+    text = json.dumps(error_json(error))
+    answer = Message.create(
+        message.src, message.dest, UserErrorResponse(text, "json"), label=message.header.label, tag=message.tag
+    )
+    await rest.service.send_and_wait(answer, caller)
+
+
+async def _receive(rest: RestSessions, request: web.BaseRequest, caller: Caller, body: bytes) -> web.StreamResponse:
+    entity, timeout_s = _listen_fields(rest, body)
+    listener = await rest.listen(entity, caller)
+    deadline = time.monotonic() + timeout_s
+    try:
+        while not (deliveries := rest.take(entity, listener, _ONE)):
+            _raise_ended(listener)
+            await listener.wait(max(0.0, deadline - time.monotonic()))
+        response = web.json_response({"message": deliveries[0].message.to_json().decode()})
+        await response.prepare(request)
+        await response.write_eof()
+        await rest.delivered(entity, listener, [deliveries[0].seq])
+        return response
+    except TimeoutError:
+        return web.Response(status=408, text="Request timeout")
+    finally:
+        rest.leave(entity, listener)
+
+
+async def _listen(rest: RestSessions, request: web.BaseRequest, caller: Caller, body: bytes) -> web.StreamResponse:
+    entity, timeout_s = _listen_fields(rest, body)
+    listener = await rest.listen(entity, caller)
+    response = web.StreamResponse(
+        headers={
+            "Content-Type": "text/event-stream",
+            "Cache-Control": "no-cache",
+            "Connection": "keep-alive",
+            "X-Accel-Buffering": "no",
+        }
+    )
+    try:
+        await response.prepare(request)
+        # The reference client sleeps this long between streams, one second if it is not told.
+        await response.write(b"retry: 20\r\n\r\n")
+        await _write_events(rest, response, entity, listener, timeout_s)
+        await response.write_eof()
+    except ConnectionError:
+        pass  # the client has gone: what it did not get waits for its next stream
+    finally:
+        rest.leave(entity, listener)
+    return response
+
+
+async def _write_events(
+    rest: RestSessions, response: web.StreamResponse, entity: EntityId, listener: _RestListener, timeout_s: float
+) -> None:
+    """Until the mailbox has been silent for `timeout_s`, or another listener or the end of the mailbox comes."""
+    deadline = time.monotonic() + timeout_s
+    while listener.ended is None:
+        if deliveries := rest.take(entity, listener, Window()):
+            await response.write(b"".join(_event(delivery.message) for delivery in deliveries))
+            await rest.delivered(entity, listener, [delivery.seq for delivery in deliveries])
+            deadline = time.monotonic() + timeout_s
+            continue
+        try:
+            await listener.wait(max(0.0, min(PING_S, deadline - time.monotonic())))
+        except TimeoutError:
+            if time.monotonic() >= deadline:
+                return
+            await response.write(b": ping\r\n\r\n")
+
+
+def _event(message: Message) -> bytes:
+    """One event; where a line would be too long for the reader it is split between JSON tokens."""
+    text = message.to_json()
+    if len(text) > LINE_BYTES or b"\n" in text or b"\r" in text:
+        text = b"\r\ndata: ".join(_lines(text))
+    return b"data: %b\r\n\r\n" % text
+
+
+def _lines(text: bytes) -> list[bytes]:
+    lines = msgspec.json.format(text, indent=1).split(b"\n")
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _raise_ended(listener: _RestListener) -> None:
+    if isinstance(listener.ended, ListenerSupersededError):
+        raise TimeoutError  # for the older poll nothing came in time
+    if listener.ended is not None:
+        raise listener.ended
+
+
+def _listen_fields(rest: RestSessions, body: bytes) -> tuple[EntityId, float]:
+    fields = decode_fields(body, wire.ListenFields)
+    entity = decode_entity(fields.mailbox)
+    limit = rest.listen_timeout_s
+    timeout_s = limit if fields.timeout is None else fields.timeout
+    if not 0 < timeout_s <= limit or math.isnan(timeout_s):
+        raise BadRequestError(f"Invalid timeout (must be less than {limit:g} and greater than 0)")
+    return entity, timeout_s
+
+
+async def _discover(rest: RestSessions, request: web.BaseRequest, caller: Caller, body: bytes) -> web.Response:
+    fields = decode_fields(body, wire.DiscoverFields)
+    found = rest.service.registry.discover(fields.agent, caller, subclasses=fields.allow_subclasses)
+    return web.json_response({"agent_ids": ",".join(str(entity.uid) for entity in found)})
+
+
+async def _beat(rest: RestSessions, request: web.BaseRequest, caller: Caller, body: bytes) -> web.Response:
+    entity = decode_entity(decode_fields(body, wire.MailboxFields).mailbox)
+    rest.service.registry.beat(entity, caller, now=time.monotonic())
+    return web.Response()
+
+
+async def _last_beat(rest: RestSessions, request: web.BaseRequest, caller: Caller, body: bytes) -> web.Response:
+    entity = decode_entity(decode_fields(body, wire.MailboxFields).mailbox)
+    return web.json_response({"heartbeat": rest.service.registry.last_seen(entity, caller, now=time.monotonic())})
+
+
+async def _stats(rest: RestSessions, request: web.BaseRequest, caller: Caller, body: bytes) -> web.Response:
+    entity = decode_entity(decode_fields(body, wire.MailboxFields).mailbox)
+    return web.json_response(msgspec.structs.asdict(rest.service.registry.counters(entity, caller)))
+
+
+async def _share(rest: RestSessions, request: web.BaseRequest, caller: Caller, body: bytes) -> web.Response:
+    fields = decode_fields(body, wire.ShareFields)
+    effects = Effects()
+    change = rest.service.registry.share if request.method == "POST" else rest.service.registry.unshare
+    change(decode_entity(fields.mailbox), fields.group_id, caller, effects)
+    await rest.service.commit(effects)
+    return web.Response()
+
+
+async def _groups(rest: RestSessions, request: web.BaseRequest, caller: Caller, body: bytes) -> web.Response:
+    entity = decode_entity(decode_fields(body, wire.MailboxFields).mailbox)
+    return web.json_response({"group_ids": sorted(rest.service.registry.groups(entity, caller))})
+
+
+ROUTES: dict[str, dict[str, Handler]] = {
+    wire.MAILBOX_PATH: {"POST": _create, "GET": _status, "DELETE": _terminate},
+    wire.MESSAGE_PATH: {"PUT": _send, "GET": _receive},
+    wire.LISTEN_PATH: {"GET": _listen},
+    wire.DISCOVER_PATH: {"GET": _discover},
+    wire.HEARTBEAT_PATH: {"POST": _beat, "GET": _last_beat},
+    wire.STATS_PATH: {"GET": _stats},
+    wire.SHARE_PATH: {"POST": _share, "GET": _groups, "DELETE": _share},
+}

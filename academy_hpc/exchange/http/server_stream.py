@@ -1,0 +1,210 @@
+"""The server's end of one stream: many mailboxes of one client process on one WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections import deque
+from typing import Any
+
+from aiohttp import ClientConnectionResetError, WSCloseCode, WSMsgType, web
+
+from academy_hpc.delivery import Window
+from academy_hpc.errors import AcademyError, BadRequestError, RefusedError
+from academy_hpc.exchange.http import operations
+from academy_hpc.exchange.http.wire import (
+    BATCH_BYTES,
+    Acknowledge,
+    Attach,
+    Bye,
+    Call,
+    Deliver,
+    Detach,
+    Ended,
+    Failed,
+    FromClient,
+    Hello,
+    Reply,
+    Send,
+    Sent,
+    decode_from_client,
+    encode_operations,
+    failure,
+)
+from academy_hpc.exchange.service import ExchangeService
+from academy_hpc.message import Message
+from academy_hpc.registry import Caller, Effects
+
+__all__ = ["StreamConnection"]
+
+logger = logging.getLogger(__name__)
+
+
+class _Attached:
+    __slots__ = ("session", "window")
+
+    def __init__(self, session: uuid.UUID, window: Window) -> None:
+        self.session = session
+        self.window = window
+
+
+class StreamConnection:
+    """Reads operations, hands them to the service, and writes what comes back in batches, once a loop turn."""
+
+    def __init__(
+        self, socket: web.WebSocketResponse, service: ExchangeService, caller: Caller, *, durable: bool
+    ) -> None:
+        self._socket = socket
+        self._service = service
+        self._caller = caller
+        self._attached: dict[uuid.UUID, _Attached] = {}
+        self._outbox: deque[Any] = deque()
+        self._ready: dict[uuid.UUID, None] = {}  # mailboxes with something to take, in order
+        self._wake = asyncio.Event()
+        self._hello = Hello(service.exchange_id, service.registry.limits.message_bytes, durable)
+
+    async def run(self) -> None:
+        """Serve until either side closes. What was not acknowledged waits for the next listener."""
+        await self._socket.send_bytes(encode_operations([self._hello]))
+        writer = asyncio.create_task(self._write())
+        try:
+            await self._read()
+        except BadRequestError as error:
+            logger.warning("closing a stream: %s", error)
+            await self._socket.close(code=WSCloseCode.PROTOCOL_ERROR, message=b"malformed frame")
+        finally:
+            writer.cancel()
+            for uid, attached in self._attached.items():
+                self._service.detach(uid, self, attached.session)
+
+    async def close(self) -> None:
+        """Say that the exchange is shutting down, and close."""
+        try:
+            await self._socket.send_bytes(encode_operations([Bye()]))
+            await self._socket.close(code=WSCloseCode.GOING_AWAY)
+        except (ConnectionError, RuntimeError):  # it was closed already
+            pass
+
+    # As a Listener of the service
+
+    def wake(self, uid: uuid.UUID) -> None:
+        """See `Listener`."""
+        self._ready[uid] = None
+        self._wake.set()
+
+    def end(self, uid: uuid.UUID, error: AcademyError) -> None:
+        """See `Listener`."""
+        if self._attached.pop(uid, None) is not None:
+            self._ready.pop(uid, None)
+            self._push(Ended(uid, *failure(error)))
+
+    # Reading
+
+    async def _read(self) -> None:
+        async for frame in self._socket:
+            if frame.type is not WSMsgType.BINARY:
+                raise BadRequestError("a frame that is not binary")
+            await self._handle(decode_from_client(frame.data))
+
+    async def _handle(self, received: list[FromClient]) -> None:
+        effects = Effects()
+        sent: list[int] = []
+        answers: list[Any] = []
+        for operation in received:
+            if isinstance(operation, Send):
+                self._send(operation, effects, sent, answers)
+            elif isinstance(operation, Acknowledge):
+                self._acknowledge(operation, effects)
+            else:
+                self._other(operation, effects, answers)
+        await self._service.commit(effects)
+        if sent:
+            self._push(Sent(sent))
+        for answer in answers:
+            self._push(answer)
+
+    def _send(self, operation: Send, effects: Effects, sent: list[int], answers: list[Any]) -> None:
+        number = operation.number
+
+        def done(error: AcademyError | None) -> None:
+            self._push(Sent([number]) if error is None else Failed(number, *failure(error)))
+
+        message = Message(operation.header, operation.body)
+        try:
+            if self._service.send(message, self._caller, effects, operation.acknowledges, done):
+                sent.append(number)
+        except RefusedError as error:
+            answers.append(Failed(number, *failure(error)))
+
+    def _acknowledge(self, operation: Acknowledge, effects: Effects) -> None:
+        attached = self._attached.get(operation.uid)
+        if attached is None:
+            return  # fenced off, or terminated, since
+        registry = self._service.registry
+        registry.consumed(operation.uid, attached.session, operation.consumed)
+        registry.acknowledge(operation.uid, attached.session, operation.seqs, effects)
+        self.wake(operation.uid)
+
+    def _other(self, operation: Attach | Detach | Call, effects: Effects, answers: list[Any]) -> None:
+        if isinstance(operation, Detach):
+            self._detach(operation.uid)
+            return
+        try:
+            if isinstance(operation, Attach):
+                self._attach(operation, effects)
+                result = None
+            else:
+                result = operations.call(self._service, self._caller, effects, operation.method, operation.arguments)
+            answers.append(Reply(operation.call, result))
+        except RefusedError as error:
+            code, arguments = failure(error)
+            answers.append(Reply(operation.call, arguments, code))
+
+    def _attach(self, operation: Attach, effects: Effects) -> None:
+        uid = operation.entity.uid
+        self._service.attach(operation.entity, self, operation.session, self._caller, effects, resume=operation.resume)
+        window = Window(max(1, operation.window_messages), max(1, operation.window_bytes))
+        self._attached[uid] = _Attached(operation.session, window)
+
+    def _detach(self, uid: uuid.UUID) -> None:
+        attached = self._attached.pop(uid, None)
+        if attached is not None:
+            self._service.detach(uid, self, attached.session)
+
+    # Writing
+
+    def _push(self, operation: Any) -> None:
+        self._outbox.append(operation)
+        self._wake.set()
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while batch := self._next_batch():
+                    await self._socket.send_bytes(encode_operations(batch))
+        except (ClientConnectionResetError, ConnectionError):
+            logger.debug("a stream was closed while written to")
+
+    def _next_batch(self) -> list[Any]:
+        if not self._outbox:
+            self._take()
+        batch, size = [], 0
+        while self._outbox and size < BATCH_BYTES:
+            operation = self._outbox.popleft()
+            batch.append(operation)
+            size += 200 + (len(operation.body) if isinstance(operation, Deliver) else 0)
+        return batch
+
+    def _take(self) -> None:
+        while self._ready:
+            uid = next(iter(self._ready))
+            del self._ready[uid]
+            attached = self._attached.get(uid)
+            if attached is None:
+                continue
+            for delivery in self._service.registry.take(uid, attached.session, attached.window):
+                message = delivery.message
+                self._outbox.append(Deliver(uid, delivery.seq, delivery.attempt, message.header, message.body))

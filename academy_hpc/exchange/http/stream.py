@@ -1,0 +1,352 @@
+"""The stream client: one WebSocket a process and exchange, shared by all clients in it.
+
+A broken connection is opened again with capped, jittered pauses; then every mailbox is attached where it was, and
+whatever was not confirmed is sent again. The exchange drops what it has already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import aiohttp
+
+from academy_hpc.errors import AcademyError, ExchangeChangedError, ExchangeUnavailableError, ExchangeUnreachableError
+from academy_hpc.exchange.http.connection import ConnectionInfo
+from academy_hpc.exchange.http.dial import ClientOptions, Dialled, dial, new_session
+from academy_hpc.exchange.http.link import Link
+from academy_hpc.exchange.http.wire import (
+    BATCH_BYTES,
+    Bye,
+    Call,
+    Deliver,
+    Detach,
+    Ended,
+    Failed,
+    FromServer,
+    Hello,
+    Reply,
+    Send,
+    Sent,
+    decode_from_server,
+    encode_operations,
+    failure_error,
+)
+from academy_hpc.message import Message
+
+__all__ = ["Stream"]
+
+logger = logging.getLogger(__name__)
+
+LAST_WRITE_S = 2.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 5.0
+
+# Told how a send went: None, or why it was not stored.
+SendOutcome = Callable[[AcademyError | None], None]
+
+
+class _UnderWay:
+    """A send that is not confirmed."""
+
+    __slots__ = ("link", "operation", "outcome")
+
+    def __init__(self, operation: Send, link: Link, outcome: SendOutcome) -> None:
+        self.operation = operation
+        self.link = link
+        self.outcome = outcome
+
+
+class Stream:
+    """The connection of this process to one exchange. Use `acquire` and `release`."""
+
+    _shared: ClassVar[dict[tuple[asyncio.AbstractEventLoop, str, ClientOptions], Stream]] = {}
+
+    def __init__(self, info: ConnectionInfo, options: ClientOptions) -> None:
+        self._info = info
+        self._options = options
+        self._users = 0
+        self._numbers = 0
+        self._links: dict[uuid.UUID, Link] = {}
+        self._under_way: dict[int, _UnderWay] = {}
+        self._calls: dict[int, tuple[Call, asyncio.Future[Any]]] = {}
+        self._attaching: dict[int, tuple[Link, asyncio.Future[None] | None]] = {}
+        self._outbox: deque[Any] = deque()
+        self._reporting: dict[uuid.UUID, Link] = {}
+        self._wake, self._idle = asyncio.Event(), asyncio.Event()
+        self._opening = asyncio.Lock()
+        self._hello: Hello | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._dead: AcademyError | None = None
+
+    @classmethod
+    async def acquire(cls, info: ConnectionInfo, options: ClientOptions) -> Stream:
+        """The open stream of this process and event loop to the exchange.
+
+        Raises:
+            NoStreamError, UnauthorizedError, ExchangeUnreachableError
+        """
+        key = (asyncio.get_running_loop(), info.to_json(), options)
+        stream = cls._shared.get(key)
+        if stream is None or stream._dead is not None:
+            stream = cls._shared[key] = cls(info, options)
+        stream._users += 1
+        try:
+            await stream._open()
+        except BaseException:
+            await stream.release()
+            raise
+        return stream
+
+    async def release(self) -> None:
+        """The caller needs it no more; the last one closes it, after all that is to be written is written."""
+        self._users -= 1
+        if self._users:
+            return
+        for key in [key for key, stream in self._shared.items() if stream is self]:
+            del self._shared[key]
+        if self._task is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WRITE_S):
+                    await self._idle.wait()
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    # For transports
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Do an operation by name; it is asked for again on a new connection, which is safe. Raises AcademyError."""
+        self._check_alive()
+        self._numbers += 1
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        operation = Call(self._numbers, method, list(arguments))
+        self._calls[self._numbers] = operation, future
+        self._push(operation)
+        try:
+            return await future
+        finally:
+            self._calls.pop(operation.call, None)
+
+    async def attach(self, link: Link) -> None:
+        """Listen for `link`. Raises RefusedError, ExchangeUnavailableError."""
+        self._check_alive()
+        self._links[link.entity.uid] = link
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._attach(link, future)
+        await future
+
+    def detach(self, link: Link) -> None:
+        """Stop listening; what is not acknowledged waits for the next listener."""
+        if self._links.pop(link.entity.uid, None) is link and link.attached:
+            link.attached = False
+            self._report(link)
+            self._push(Detach(link.entity.uid))
+
+    async def post(self, link: Link, message: Message, outcome: SendOutcome, *, acknowledges: int | None) -> None:
+        """Put a message under way, waiting for room first; `outcome` is called once."""
+        size = len(message.body)
+        await link.reserve(size)
+        try:
+            self._check_alive()
+        except AcademyError:
+            link.leave(size)
+            raise
+        self._numbers += 1
+        operation = Send(self._numbers, message.header, message.body, acknowledges)
+        self._under_way[self._numbers] = _UnderWay(operation, link, outcome)
+        self._push(operation)
+
+    def acknowledge(self, link: Link, seq: int) -> None:
+        """Done with number `seq` of the link."""
+        link.acknowledge(seq)
+        self._mark(link)
+
+    # Connecting
+
+    async def _open(self) -> None:
+        async with self._opening:
+            if self._task is None:
+                self._session = new_session(self._info, self._options)
+                dialled = await dial(self._session, self._info.urls)
+                self._hello = dialled.hello
+                self._task = asyncio.create_task(self._run(dialled), name="academy_hpc stream")
+
+    async def _run(self, dialled: Dialled) -> None:
+        try:
+            while True:
+                await self._serve(dialled)
+                logger.info("the stream to %s broke; connecting again", dialled.url)
+                dialled = await self._redial()
+        except AcademyError as error:
+            self._die(error)
+        except Exception as error:
+            logger.exception("the stream failed")
+            self._die(ExchangeUnavailableError(f"The stream failed: {error!r}"))
+
+    async def _serve(self, dialled: Dialled) -> None:
+        """Until the connection breaks. Raises AcademyError when there is no use in another."""
+        self._start_over(dialled)
+        writer = asyncio.create_task(self._write(dialled.socket))
+        try:
+            async for frame in dialled.socket:
+                if frame.type is not aiohttp.WSMsgType.BINARY:
+                    break
+                for operation in decode_from_server(frame.data):
+                    self._handle(operation)
+        finally:
+            writer.cancel()
+            await dialled.socket.close()
+
+    async def _redial(self) -> Dialled:
+        assert self._session is not None  # set before the first connection
+        until = time.monotonic() + self._options.reconnect_s
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                return await dial(self._session, self._info.urls)
+            except ExchangeUnreachableError:
+                if time.monotonic() + pause > until:
+                    raise
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients, hides nothing
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _start_over(self, dialled: Dialled) -> None:
+        """Write on the new connection: mailboxes first, then all that has no answer, in its old order."""
+        if self._hello is not None and dialled.hello.exchange != self._hello.exchange:
+            raise ExchangeChangedError(dialled.url)
+        self._outbox.clear()
+        attaching = dict(self._attaching.values())
+        self._attaching.clear()
+        for link in self._links.values():
+            if link.attached:
+                self._attach(link, attaching.get(link))
+        for operation, _ in self._calls.values():
+            self._push(operation)
+        for under_way in self._under_way.values():
+            self._push(under_way.operation)
+
+    def _die(self, error: AcademyError) -> None:
+        """Everybody who waits gets the error."""
+        self._dead = error
+        self._idle.set()
+        under_way, self._under_way = self._under_way, {}
+        for item in under_way.values():
+            item.link.leave(len(item.operation.body))
+            item.outcome(error)
+        for _, future in (*self._calls.values(), *self._attaching.values()):
+            if future is not None and not future.done():
+                future.set_exception(error)
+        for link in list(self._links.values()):
+            link.end(error)
+
+    def _check_alive(self) -> None:
+        if self._dead is not None:
+            raise type(self._dead)(*self._dead.args)
+
+    # Reading
+
+    def _handle(self, operation: FromServer) -> None:
+        if isinstance(operation, Deliver):
+            link = self._links.get(operation.uid)
+            if link is not None:
+                link.deliver(operation)
+                self._mark(link)
+        elif isinstance(operation, Sent):
+            for number in operation.numbers:
+                self._confirmed(number, None)
+        elif isinstance(operation, Failed):
+            self._confirmed(operation.number, failure_error(operation.code, operation.arguments))
+        elif isinstance(operation, Reply):
+            self._replied(operation)
+        elif isinstance(operation, Ended):
+            link = self._links.pop(operation.uid, None)
+            if link is not None:
+                link.end(failure_error(operation.code, operation.arguments))
+        elif isinstance(operation, Bye) and self._hello is not None and not self._hello.durable:
+            raise ExchangeUnavailableError("The exchange was shut down.")
+
+    def _confirmed(self, number: int, error: AcademyError | None) -> None:
+        item = self._under_way.pop(number, None)
+        if item is None:
+            return
+        item.link.leave(len(item.operation.body))
+        if error is None and item.operation.acknowledges is not None:
+            item.link.answered(item.operation.acknowledges)
+        item.outcome(error)
+
+    def _replied(self, operation: Reply) -> None:
+        error = None if operation.code is None else failure_error(operation.code, operation.result or [])
+        if operation.call in self._attaching:
+            self._attached(*self._attaching.pop(operation.call), error)
+            return
+        _, future = self._calls.pop(operation.call, (None, None))
+        if future is not None and not future.done():
+            if error is None:
+                future.set_result(operation.result)
+            else:
+                future.set_exception(error)
+
+    def _attach(self, link: Link, future: asyncio.Future[None] | None) -> None:
+        self._numbers += 1
+        self._attaching[self._numbers] = link, future
+        self._push(link.attach_operation(self._numbers))
+
+    def _attached(self, link: Link, future: asyncio.Future[None] | None, error: AcademyError | None) -> None:
+        if error is None:
+            link.established = True
+        else:
+            self._links.pop(link.entity.uid, None)
+        if future is not None and not future.done():
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+        elif error is not None:
+            link.end(error)
+
+    # Writing
+
+    def _push(self, operation: Any) -> None:
+        self._outbox.append(operation)
+        self._idle.clear()
+        self._wake.set()
+
+    def _mark(self, link: Link) -> None:
+        if link.must_report:
+            self._reporting[link.entity.uid] = link
+            self._idle.clear()
+            self._wake.set()
+
+    def _report(self, link: Link) -> None:
+        self._reporting.pop(link.entity.uid, None)
+        self._push(link.report())
+
+    async def _write(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while batch := self._next_batch():
+                    await socket.send_bytes(encode_operations(batch))
+                self._idle.set()
+        except (aiohttp.ClientError, ConnectionError):
+            await socket.close()  # the reader sees it and connects again
+
+    def _next_batch(self) -> list[Any]:
+        for link in list(self._reporting.values()):
+            self._report(link)
+        batch, size = [], 0
+        while self._outbox and size < BATCH_BYTES:
+            operation = self._outbox.popleft()
+            batch.append(operation)
+            size += 200 + (len(operation.body) if isinstance(operation, Send) else 0)
+        return batch

@@ -1,0 +1,337 @@
+"""All that client and server share: paths, JSON fields, stream operations, and errors as statuses.
+
+REST and SSE are the Academy protocol (docs/protocol.md). The stream is ours: a WebSocket whose binary frames are
+MessagePack arrays of operations, each one of the structs below. Bodies of messages are passed on as bytes.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, TypeVar
+
+import msgspec
+
+from academy_hpc.errors import (
+    AcademyError,
+    BadEntityIdError,
+    BadRequestError,
+    ExchangeUnavailableError,
+    ForbiddenError,
+    MailboxTerminatedError,
+    RefusedError,
+    UnauthorizedError,
+)
+from academy_hpc.identifiers import EntityId
+from academy_hpc.message import Header
+from academy_hpc.serialization import error_arguments, make_error
+
+__all__ = [
+    "BATCH_BYTES",
+    "DISCOVER_PATH",
+    "HEARTBEAT_PATH",
+    "HEARTBEAT_S",
+    "LISTEN_PATH",
+    "MAILBOX_PATH",
+    "MAX_UNCONFIRMED",
+    "MESSAGE_PATH",
+    "SHARE_PATH",
+    "STATS_PATH",
+    "STREAM_PATH",
+    "STREAM_PROTOCOL",
+    "WHOAMI_PATH",
+    "Acknowledge",
+    "Attach",
+    "Bye",
+    "Call",
+    "CreateFields",
+    "Deliver",
+    "Detach",
+    "DiscoverFields",
+    "Ended",
+    "Failed",
+    "FromClient",
+    "FromServer",
+    "Hello",
+    "ListenFields",
+    "MailboxFields",
+    "MessageFields",
+    "Reply",
+    "Send",
+    "Sent",
+    "ShareFields",
+    "Status",
+    "decode_entity",
+    "decode_fields",
+    "decode_from_client",
+    "decode_from_server",
+    "encode_operations",
+    "error_from_status",
+    "error_text",
+    "failure",
+    "failure_error",
+]
+
+MAILBOX_PATH = "/mailbox"
+MESSAGE_PATH = "/message"
+LISTEN_PATH = "/mailbox/listen"
+DISCOVER_PATH = "/discover"
+HEARTBEAT_PATH = "/mailbox/heartbeat"
+STATS_PATH = "/mailbox/stats"
+SHARE_PATH = "/mailbox/share"
+STREAM_PATH = "/stream"
+WHOAMI_PATH = "/whoami"
+
+STREAM_PROTOCOL = "academy-hpc.1"
+# A frame is closed at about this size: larger ones are slower (docs/design.md, section 5).
+BATCH_BYTES = 64 * 1024
+# Both sides of a stream ping after this many seconds of silence, and give up half as long after that.
+HEARTBEAT_S = 15.0
+# Sends of one entity that may be under way without confirmation. The server remembers more than that
+# (registry.Limits.remembered_per_source), so what is sent again after a broken connection is stored once.
+MAX_UNCONFIRMED = 500
+
+FieldsT = TypeVar("FieldsT")
+
+
+# REST: the fields of each body. Unknown ones are ignored.
+
+
+class MailboxFields(msgspec.Struct):
+    """Most routes: the JSON text of an entity."""
+
+    mailbox: str
+
+
+class CreateFields(msgspec.Struct):
+    """POST /mailbox. ``agent``: the class chain, separated by commas."""
+
+    mailbox: str
+    agent: str | None = None
+
+
+class ListenFields(msgspec.Struct):
+    """GET /message and GET /mailbox/listen. ``timeout`` in seconds."""
+
+    mailbox: str
+    timeout: float | None = None
+
+
+class MessageFields(msgspec.Struct):
+    """PUT /message: the JSON text of a message."""
+
+    message: str
+
+
+class DiscoverFields(msgspec.Struct):
+    """GET /discover."""
+
+    agent: str
+    allow_subclasses: bool
+
+
+class ShareFields(msgspec.Struct):
+    """POST and DELETE /mailbox/share."""
+
+    mailbox: str
+    group_id: str
+
+
+def decode_fields(data: bytes, fields: type[FieldsT]) -> FieldsT:
+    """The body of a REST request. Raises BadRequestError."""
+    try:
+        return msgspec.json.decode(data, type=fields)
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise BadRequestError(f"Missing or invalid field: {error}") from error
+
+
+def decode_entity(text: str) -> EntityId:
+    """An entity from its JSON text. Raises BadRequestError."""
+    return decode_fields(text.encode(), EntityId)
+
+
+# The stream: client to server
+
+
+class Attach(msgspec.Struct, array_like=True, tag=1):
+    """Listen to a mailbox. ``resume``: highest number received, and the numbers still worked on."""
+
+    call: int
+    entity: EntityId
+    session: uuid.UUID
+    window_messages: int
+    window_bytes: int
+    resume: tuple[int, list[int]] | None = None
+
+
+class Detach(msgspec.Struct, array_like=True, tag=2):
+    """Stop listening; what is not acknowledged waits for the next listener."""
+
+    uid: uuid.UUID
+
+
+class Send(msgspec.Struct, array_like=True, tag=3, gc=False):
+    """A message. ``number`` is the client's own, for the confirmation."""
+
+    number: int
+    header: Header
+    body: bytes
+    acknowledges: int | None = None
+
+
+class Acknowledge(msgspec.Struct, array_like=True, tag=4):
+    """Done with the messages ``seqs``; all up to ``consumed`` was read, so the window opens."""
+
+    uid: uuid.UUID
+    consumed: int
+    seqs: list[int]
+
+
+class Call(msgspec.Struct, array_like=True, tag=5):
+    """Any other operation, by name."""
+
+    call: int
+    method: str
+    arguments: list[Any]
+
+
+FromClient = Attach | Detach | Send | Acknowledge | Call
+
+
+# The stream: server to client
+
+
+class Hello(msgspec.Struct, array_like=True, tag=1):
+    """The first operation. ``exchange`` changes when an exchange starts with nothing in it."""
+
+    exchange: str
+    message_bytes: int
+    durable: bool
+
+
+class Sent(msgspec.Struct, array_like=True, tag=2):
+    """These sends are stored."""
+
+    numbers: list[int]
+
+
+class Failed(msgspec.Struct, array_like=True, tag=3):
+    """This send was refused: nothing was stored."""
+
+    number: int
+    code: str
+    arguments: list[Any]
+
+
+class Deliver(msgspec.Struct, array_like=True, tag=4, gc=False):
+    """A message for a mailbox of this connection."""
+
+    uid: uuid.UUID
+    seq: int
+    attempt: int
+    header: Header
+    body: bytes
+
+
+class Reply(msgspec.Struct, array_like=True, tag=5):
+    """The answer to an `Attach` or a `Call`; with ``code`` it is an error."""
+
+    call: int
+    result: Any = None
+    code: str | None = None
+
+
+class Ended(msgspec.Struct, array_like=True, tag=6):
+    """The mailbox has no listener here any more, and why."""
+
+    uid: uuid.UUID
+    code: str
+    arguments: list[Any]
+
+
+class Bye(msgspec.Struct, array_like=True, tag=7):
+    """The exchange is being shut down, in order."""
+
+
+FromServer = Hello | Sent | Failed | Deliver | Reply | Ended | Bye
+
+_encoder = msgspec.msgpack.Encoder(uuid_format="bytes")
+_from_client: msgspec.msgpack.Decoder[list[FromClient]] = msgspec.msgpack.Decoder(list[FromClient])
+_from_server: msgspec.msgpack.Decoder[list[FromServer]] = msgspec.msgpack.Decoder(list[FromServer])
+
+
+def encode_operations(operations: list[Any]) -> bytes:
+    """One frame."""
+    return _encoder.encode(operations)
+
+
+def decode_from_client(frame: bytes) -> list[FromClient]:
+    """The operations of a frame. Raises BadRequestError."""
+    try:
+        return _from_client.decode(frame)
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise BadRequestError(f"malformed frame: {error}") from error
+
+
+def decode_from_server(frame: bytes) -> list[FromServer]:
+    """The operations of a frame. Raises BadRequestError."""
+    try:
+        return _from_server.decode(frame)
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise BadRequestError(f"malformed frame: {error}") from error
+
+
+class Status(msgspec.Struct):
+    """What `Call` "status" answers. ``seen_s``: seconds since the last sign of life."""
+
+    status: str
+    seen_s: float | None = None
+
+
+# Errors
+
+
+def failure(error: AcademyError) -> tuple[str, list[Any]]:
+    """An error as code and arguments."""
+    return error.code, error_arguments(error)
+
+
+def failure_error(code: str, arguments: list[Any]) -> AcademyError:
+    """The error that `failure` was given."""
+    return make_error(code, arguments)
+
+
+_TEXTS: dict[type[RefusedError], str] = {
+    BadEntityIdError: "Unknown mailbox ID",
+    MailboxTerminatedError: "Mailbox was closed",
+    ForbiddenError: "Incorrect permissions",
+}
+
+
+def error_text(error: AcademyError) -> str:
+    """The text of the REST answer, as docs/protocol.md has it where it has one."""
+    for cls, text in _TEXTS.items():
+        if isinstance(error, cls):
+            return text
+    return str(error.args[0]) if isinstance(error, UnauthorizedError) else str(error)
+
+
+def error_from_status(
+    status: int, text: str, entity: EntityId | None, *, size: int = 0, limit: int = 0
+) -> AcademyError:
+    """The error that a REST answer means."""
+    code = {404: "BAD_ENTITY_ID", 419: "MAILBOX_TERMINATED"}.get(status)
+    if status == 419 and entity is not None:
+        code = "AGENT_TERMINATED" if entity.role == "agent" else "USER_TERMINATED"
+    if code is not None:
+        return make_error(code, [entity if entity is not None else text])
+    if status == 401:
+        return UnauthorizedError(text)
+    if status == 403:
+        return ForbiddenError(text)
+    if status == 413:
+        return make_error("MESSAGE_TOO_LARGE", [size, limit])
+    if status == 429:
+        return make_error("MAILBOX_FULL", [entity if entity is not None else text, 0])
+    if status >= 500:
+        return ExchangeUnavailableError(f"The exchange answered {status}: {text[:200]}")
+    return BadRequestError(f"The exchange answered {status}: {text[:200]}")

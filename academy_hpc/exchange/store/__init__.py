@@ -1,0 +1,27 @@
+"""Where an exchange keeps its state: the `Store` protocol. One module for each kind of store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from academy_hpc.changes import Change, Snapshot
+
+__all__ = ["Store"]
+
+
+class Store(Protocol):
+    """Keeps what the core asks it to keep. tests/contract/test_store.py holds for every implementation."""
+
+    def load(self) -> Snapshot:
+        """All changes written so far, put together. Called before the first write of an exchange's life."""
+
+    async def write(self, changes: Sequence[Change]) -> None:
+        """Return once all of `changes` are kept, as durably as this store keeps anything; all of them or none.
+
+        Changes of one call, and calls one after another, take effect in order. Removing what is not there is
+        harmless. When the call is cancelled the changes are kept or not, but never in part.
+        """
+
+    async def close(self) -> None:
+        """Let go of files and connections; what was written stays."""

@@ -1,0 +1,355 @@
+"""Runs one agent: starts it, serves its requests, runs its loops, and ends it in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from academy_hpc.agent import ActionContext, Agent, AgentContext, action_options, actions_of, loops_of
+from academy_hpc.errors import (
+    AcademyError,
+    ActionInterruptedError,
+    AgentLoopError,
+    BadEntityIdError,
+    MailboxFullError,
+    MailboxTerminatedError,
+    RefusedError,
+)
+from academy_hpc.exchange.client import AgentExchangeClient, exchange_client
+from academy_hpc.exchange.factory import ExchangeFactory
+from academy_hpc.exchange.transport import AgentRegistration
+from academy_hpc.identifiers import AgentId, EntityId
+from academy_hpc.message import (
+    PROTOCOL_VERSION,
+    AcademyErrorResponse,
+    ActionRequest,
+    ActionResponse,
+    Body,
+    CancelRequest,
+    Message,
+    PingRequest,
+    ShutdownRequest,
+    SuccessResponse,
+    UserErrorResponse,
+    compatible,
+)
+from academy_hpc.serialization import (
+    ALL_STRATEGIES,
+    NoPickleMixin,
+    Strategy,
+    deserialize,
+    serialize,
+    serialize_exception,
+)
+
+__all__ = ["Runtime", "RuntimeConfig"]
+
+logger = logging.getLogger(__name__)
+
+AgentT = TypeVar("AgentT", bound=Agent)
+
+# Error codes of docs/protocol.md, section 6.
+PING_CANCELLED, NOTHING_TO_CANCEL, ACTION_CANCELLED, INCOMPATIBLE_VERSION = 1, 2, 3, 5
+
+
+class RuntimeConfig(msgspec.Struct, frozen=True):
+    """How a Runtime behaves.
+
+    Attributes:
+        cancel_actions_on_shutdown: Cancel running actions at the end; False: wait for them.
+        max_sync_concurrency: Threads for `Agent.agent_run_sync`; None: as many as Python thinks fit.
+        raise_loop_errors_on_shutdown: Let `run_until_complete` raise what a control loop raised.
+        shutdown_on_loop_error: End the agent when a control loop raises.
+        terminate_on_error: Close the mailbox for good when the agent ends by an error.
+        terminate_on_success: Close the mailbox for good when the agent ends as it was meant to.
+        default_serializer: For results, where the request asks for nothing; None: as the arguments came.
+        allowed_deserializers: How arguments may come: give ``{"json"}`` to read no pickles. None: any.
+        loop_grace_s: Seconds that control loops have to return once shutdown is set; then they are cancelled.
+    """
+
+    cancel_actions_on_shutdown: bool = True
+    max_sync_concurrency: int | None = None
+    raise_loop_errors_on_shutdown: bool = True
+    shutdown_on_loop_error: bool = True
+    terminate_on_error: bool = True
+    terminate_on_success: bool = True
+    default_serializer: Strategy | None = None
+    allowed_deserializers: frozenset[Strategy] | None = None
+    loop_grace_s: float = 10.0
+
+
+class Runtime(NoPickleMixin, Generic[AgentT]):
+    """Runs `agent` under `registration`: ``await Runtime(...).run_until_complete()``.
+
+    A Runtime is used once. To run the agent again, after a crash or another job, make a new one from the same
+    registration: what was not answered is delivered again.
+    """
+
+    def __init__(
+        self,
+        agent: AgentT,
+        *,
+        exchange_factory: ExchangeFactory,
+        registration: AgentRegistration,
+        config: RuntimeConfig | None = None,
+    ) -> None:
+        self.agent = agent
+        self.agent_id: AgentId[Any] = registration.agent_id
+        self._factory = exchange_factory
+        self._registration = registration
+        self._config = config or RuntimeConfig()
+        self._allowed = self._config.allowed_deserializers or ALL_STRATEGIES
+        self._actions = actions_of(agent)
+        self._running: dict[uuid.UUID, asyncio.Task[Any]] = {}
+        self._cancelled: set[uuid.UUID] = set()
+        self._shutdown = asyncio.Event()
+        self._started = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._failed_start = False
+        self._expected = True
+        self._terminate: bool | None = None
+        self._errors: list[BaseException] = []
+        self._client: AgentExchangeClient | None = None
+
+    async def run_until_complete(self) -> None:
+        """Run the agent until it is told to end, its mailbox is terminated, or it fails.
+
+        Raises:
+            BadEntityIdError: The agent is not registered, or was terminated.
+            ListenerSupersededError: Another copy of the agent has taken over.
+            ExchangeUnavailableError: The exchange is gone.
+            AgentLoopError: A control loop raised; an ExceptionGroup if several did.
+            Exception: What `agent_on_startup` or `agent_on_shutdown` raised.
+        """
+        token = None
+        try:
+            self._client = await self._factory.create_agent_client(self._registration, self._handle)
+            token = exchange_client.set(self._client)
+            with ThreadPoolExecutor(self._config.max_sync_concurrency, f"{self.agent_id}") as executor:
+                await self._live(self._client, executor)
+        finally:
+            if token is not None:
+                exchange_client.reset(token)
+            self._ended.set()
+
+    async def wait_started(self) -> bool:
+        """Until the agent has started (True), or could not (False)."""
+        waits = [asyncio.ensure_future(self._started.wait()), asyncio.ensure_future(self._ended.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return self._started.is_set() and not self._failed_start
+
+    async def wait_shutdown(self, timeout: float | None = None) -> None:
+        """Until the end is asked for. Raises TimeoutError after `timeout` seconds."""
+        async with asyncio.timeout(timeout):
+            await self._shutdown.wait()
+
+    def signal_shutdown(self, *, expected: bool = True, terminate: bool | None = None) -> None:
+        """Ask the agent to end; returns at once.
+
+        Args:
+            expected: False: it ends by an error.
+            terminate: Close its mailbox for good; None: as configured.
+        """
+        if not self._shutdown.is_set():
+            self._expected = expected
+            self._terminate = terminate
+            self._shutdown.set()
+
+    async def action(self, action: str, source_id: EntityId, *, args: Any, kwargs: Any) -> Any:
+        """Run an action of the agent. Raises AttributeError: it has none of this name."""
+        method = self._actions.get(action)
+        if method is None:
+            raise AttributeError(f'Agent<{type(self.agent).__name__}> does not have an action named "{action}".')
+        options = action_options(method)
+        if options is not None and options.context:
+            assert self._client is not None  # requests only come through it
+            kwargs = {**kwargs, "context": ActionContext(source_id, self._client)}
+        return await method(*args, **kwargs)
+
+    # Life
+
+    async def _live(self, client: AgentExchangeClient, executor: ThreadPoolExecutor) -> None:
+        self.agent._agent_context = AgentContext(self.agent_id, client, executor, self._shutdown)
+        watch = asyncio.create_task(self._watch(client))
+        try:
+            if await self._start():
+                await self._run_loops()
+                await self._end_actions()
+                await self._call_safely(self.agent.agent_on_shutdown)
+        finally:
+            watch.cancel()
+            await self._leave(client)
+            self.agent._agent_context = None
+        self._raise_errors()
+
+    async def _start(self) -> bool:
+        try:
+            await self.agent.agent_on_startup()
+        except Exception as error:  # noqa: BLE001 - whatever the agent raises ends it, and is raised again at the end
+            self._failed_start = True
+            self._errors.append(error)
+            self.signal_shutdown(expected=False)
+        self._started.set()
+        return not self._failed_start
+
+    async def _run_loops(self) -> None:
+        tasks = [
+            asyncio.create_task(self._run_loop(name, method), name=f"{self.agent_id} {name}")
+            for name, method in loops_of(self.agent).items()
+        ]
+        await self._shutdown.wait()
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=self._config.loop_grace_s)
+            for task in late:
+                logger.warning("%s did not return within %s s of shutdown", task.get_name(), self._config.loop_grace_s)
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run_loop(self, name: str, method: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+        try:
+            await method(self._shutdown)
+        except Exception as error:
+            logger.exception("the control loop %r of %s failed", name, self.agent_id)
+            if self._config.raise_loop_errors_on_shutdown:
+                wrapped = AgentLoopError(name, f"{type(error).__name__}: {error}")
+                wrapped.__cause__ = error
+                self._errors.append(wrapped)
+            if self._config.shutdown_on_loop_error:
+                self.signal_shutdown(expected=False)
+
+    async def _end_actions(self) -> None:
+        tasks = [task for task in self._running.values() if task is not asyncio.current_task()]
+        if self._config.cancel_actions_on_shutdown:
+            for tag, task in self._running.items():
+                self._cancelled.add(tag)
+                task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _watch(self, client: AgentExchangeClient) -> None:
+        """End when no more messages can come: terminated by somebody else, superseded, or the exchange is gone."""
+        error = await client.wait_ended()
+        if not self._shutdown.is_set() and not isinstance(error, MailboxTerminatedError):
+            self._errors.append(error)
+        self.signal_shutdown(expected=isinstance(error, MailboxTerminatedError), terminate=False)
+
+    async def _call_safely(self, function: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await function()
+        except Exception as error:  # noqa: BLE001 - whatever the agent's own code raises
+            self._errors.append(error)
+            self._expected = False
+
+    async def _leave(self, client: AgentExchangeClient) -> None:
+        terminate = self._terminate
+        if terminate is None:
+            terminate = self._config.terminate_on_success if self._expected else self._config.terminate_on_error
+        try:
+            if terminate:
+                await client.terminate(self.agent_id)
+        except AcademyError as error:
+            logger.warning("could not terminate the mailbox of %s: %s", self.agent_id, error)
+        finally:
+            await client.close()
+
+    def _raise_errors(self) -> None:
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        if self._errors:
+            raise BaseExceptionGroup(f"{self.agent_id} ended with {len(self._errors)} errors", self._errors)
+
+    # Requests
+
+    async def _handle(self, request: Message) -> None:
+        if not self._started.is_set():
+            await self._started.wait()
+        version = request.header.protocol_version
+        if version != PROTOCOL_VERSION and not compatible(version):
+            await self._answer(request, AcademyErrorResponse(INCOMPATIBLE_VERSION, self.agent_id))
+            return
+        try:
+            body = request.decoded()
+        except RefusedError as error:
+            await self._answer_error(request, error, "json")
+            return
+        if isinstance(body, ActionRequest):
+            await self._serve_action(request, body)
+        elif isinstance(body, PingRequest):
+            failed = AcademyErrorResponse(PING_CANCELLED)
+            await self._answer(request, failed if self._failed_start else SuccessResponse())
+        elif isinstance(body, CancelRequest):
+            await self._answer(request, self._cancel(body.target_tag))
+        elif isinstance(body, ShutdownRequest):
+            await self._answer(request, SuccessResponse())
+            self.signal_shutdown(terminate=body.terminate)
+
+    async def _serve_action(self, request: Message, body: ActionRequest) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # every request has a task of its own
+        self._running[request.tag] = task
+        exception_format = body.exception_serialization or body.result_serialization or body.serialization
+        try:
+            answer = await self._run_action(request, body)
+        except asyncio.CancelledError:
+            if request.tag not in self._cancelled:
+                raise  # not by us: the process is ending, and the request is to be delivered again
+            self._cancelled.discard(request.tag)
+            task.uncancel()
+            await self._answer(request, AcademyErrorResponse(ACTION_CANCELLED))
+        except Exception as error:  # noqa: BLE001 - whatever the action raises goes to the caller
+            await self._answer_error(request, error, exception_format)
+        else:
+            await self._answer(request, answer)
+        finally:
+            self._running.pop(request.tag, None)
+
+    async def _run_action(self, request: Message, body: ActionRequest) -> Body:
+        method = self._actions.get(body.action)
+        options = None if method is None else action_options(method)
+        if request.attempt > 1 and options is not None and not options.idempotent:
+            raise ActionInterruptedError(body.action)
+        args = deserialize(body.pargs, body.serialization, self._allowed)
+        kwargs = deserialize(body.kargs, body.serialization, self._allowed)
+        result = await self.action(body.action, request.src, args=args, kwargs=kwargs)
+        result_format = body.result_serialization or self._config.default_serializer or body.serialization
+        return ActionResponse(("__serialized__", serialize(result, result_format)), result_format)
+
+    def _cancel(self, tag: uuid.UUID) -> Body:
+        task = self._running.get(tag)
+        if task is None:
+            return AcademyErrorResponse(NOTHING_TO_CANCEL)
+        self._cancelled.add(tag)
+        task.cancel()
+        return SuccessResponse()
+
+    async def _answer(self, request: Message, body: Body) -> None:
+        assert self._client is not None  # requests only come through it
+        client = self._client
+
+        def failed(error: AcademyError) -> None:
+            self._answer_lost(client, request, error)
+
+        await client.respond(request, body, failed)
+
+    async def _answer_error(self, request: Message, error: BaseException, strategy: Strategy) -> None:
+        text, used = serialize_exception(error, strategy)
+        await self._answer(request, UserErrorResponse(text, used))
+
+    def _answer_lost(self, client: AgentExchangeClient, request: Message, error: AcademyError) -> None:
+        """The exchange did not take an answer: say why to the caller, if there still is one."""
+        if isinstance(error, (MailboxTerminatedError, BadEntityIdError)):
+            client.drop(request)  # nobody waits for it any more
+        elif isinstance(error, RefusedError) and not isinstance(error, MailboxFullError):
+            client.spawn(self._answer_error(request, error, "json"))
+        else:
+            logger.error("could not answer %r: %s", request, error)

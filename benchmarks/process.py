@@ -1,0 +1,60 @@
+"""Observing processes: CPU time, memory, and which child is the exchange."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import psutil
+
+__all__ = ["CpuMeter", "cpu_seconds", "find_listener", "free_port", "private_bytes"]
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that was free a moment ago (academy-py cannot be given port 0)."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def find_listener(port: int) -> psutil.Process:
+    """Return the child of this process that listens on `port`. Raises LookupError."""
+    for child in psutil.Process().children(recursive=True):
+        try:
+            connections = child.net_connections(kind="tcp")
+        except psutil.Error:  # a helper that ended meanwhile
+            continue
+        if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections):
+            return child
+    raise LookupError(f"no child process listens on port {port}")
+
+
+def cpu_seconds(processes: Iterable[psutil.Process]) -> float:
+    """Return the user and system CPU time that the processes have used so far."""
+    times = [process.cpu_times() for process in processes]
+    return float(sum(t.user + t.system for t in times))
+
+
+def private_bytes(process: psutil.Process) -> int:
+    """Return the memory that would be freed if the process ended (USS)."""
+    return int(process.memory_full_info().uss)
+
+
+@dataclass(slots=True)
+class CpuMeter:
+    """CPU time of named groups of processes between `start` and `stop`."""
+
+    groups: dict[str, list[psutil.Process]]
+    _before: dict[str, float] = field(default_factory=dict)
+    _started: float = 0.0
+
+    def start(self) -> None:
+        """Begin to count."""
+        self._before = {name: cpu_seconds(group) for name, group in self.groups.items()}
+        self._started = time.perf_counter()
+
+    def stop(self) -> tuple[float, dict[str, float]]:
+        """Return the elapsed seconds and each group's CPU seconds."""
+        elapsed = time.perf_counter() - self._started
+        return elapsed, {name: cpu_seconds(group) - self._before[name] for name, group in self.groups.items()}

@@ -1,0 +1,41 @@
+"""What holds for every test: no blocking call in an event loop, and the same examples in every run of CI."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator
+
+import blockbuster
+import pytest
+from hypothesis import HealthCheck, settings
+
+__all__: list[str] = []
+
+# On a loaded machine an example may take any time; that says nothing about the code.
+_PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("developer", **_PATIENT)
+settings.register_profile("ci", **_PATIENT, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "developer")
+
+
+@pytest.fixture(autouse=True)
+def _no_blocking_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A blocking call that academy_hpc makes inside an event loop fails the test.
+
+    The call raises where it is made. That alone could pass unseen, since the package turns what an action raises into
+    an answer for the caller; so each call is also remembered, and told when the test is over. Calls without a frame of
+    academy_hpc below them, such as pytest's own, are left alone.
+    """
+    seen: list[str] = []
+
+    class Remembered(blockbuster.BlockingError):
+        def __init__(self, function: str) -> None:
+            super().__init__(function)
+            seen.append(f"{self}\n{''.join(traceback.format_stack(limit=12)[:-2])}")
+
+    monkeypatch.setattr("blockbuster.blockbuster.BlockingError", Remembered)
+    with blockbuster.blockbuster_ctx("academy_hpc"):
+        yield
+    if seen:
+        pytest.fail("\n".join(seen), pytrace=False)

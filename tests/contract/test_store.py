@@ -1,0 +1,334 @@
+"""What every `Store` promises. A new store is one line in `KINDS`, and no test."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from hypothesis import given, strategies as st
+
+from academy_hpc.changes import (
+    Change,
+    MailboxCreated,
+    MailboxRow,
+    MailboxTerminated,
+    MessagesRemoved,
+    MessageStored,
+    RequestAnswered,
+    RequestPending,
+    SessionStarted,
+    ShareChanged,
+    Snapshot,
+)
+from academy_hpc.exchange.store import Store
+from academy_hpc.exchange.store.memory import MemoryStore
+from academy_hpc.identifiers import AgentId, EntityId, UserId
+from academy_hpc.message import ActionRequest, Message, SuccessResponse
+
+__all__: list[str] = []
+
+
+class Kind(Protocol):
+    """How a store is opened, and what the exchange's end and new start is for it."""
+
+    def open(self, folder: Path, *, tombstones: int = 1000) -> Store: ...
+
+    async def restart(self, store: Store, folder: Path) -> Store: ...
+
+
+class Memory:
+    """Lives as long as its object does."""
+
+    def open(self, folder: Path, *, tombstones: int = 1000) -> Store:
+        return MemoryStore(tombstones=tombstones)
+
+    async def restart(self, store: Store, folder: Path) -> Store:
+        return store
+
+
+KINDS: list[Kind] = [
+    Memory(),
+]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: type(kind).__name__)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    found: Kind = request.param
+    return found
+
+
+@pytest.fixture
+def store(kind: Kind, tmp_path: Path) -> Iterator[Store]:
+    opened = kind.open(tmp_path)
+    yield opened
+    asyncio.run(opened.close())
+
+
+AGENTS = [AgentId[Any].new(f"agent-{number}") for number in range(3)]
+USER = UserId.new("ada")
+AGENT = AGENTS[0]
+
+
+def request(dest: EntityId = AGENT, size: int = 0) -> Message:
+    return Message.create(USER, dest, ActionRequest("run", f'["é"{" " * size}]', "{}", "json"), label=uuid.uuid4())
+
+
+def created(entity: EntityId = AGENT, *classes: str) -> MailboxCreated:
+    return MailboxCreated(entity, "owner", classes)
+
+
+def content(snapshot: Snapshot) -> tuple[Any, ...]:
+    """All that a snapshot says, in a form that `==` compares in full."""
+    return (
+        [(row.entity.uid, row.entity.name, row.entity.role, *_rest(row)) for row in snapshot.mailboxes],
+        sorted(((m.uid, m.seq, m.message.to_json()) for m in snapshot.messages), key=lambda entry: entry[0]),
+        sorted((str(p.uid), Message(p.header, b"").to_json()) for p in snapshot.pending),
+        snapshot.tombstones,
+    )
+
+
+def _rest(row: MailboxRow) -> tuple[Any, ...]:
+    return row.owner, row.classes, row.groups, row.session, row.last_seq
+
+
+async def numbers(store: Store, entity: EntityId = AGENT) -> list[int]:
+    return [stored.seq for stored in store.load().messages if stored.uid == entity.uid]
+
+
+async def test_a_new_store_is_empty(store: Store) -> None:
+    assert content(store.load()) == content(Snapshot())
+
+
+async def test_a_mailbox_is_given_back_as_it_was_made(store: Store) -> None:
+    await store.write([MailboxCreated(AGENT, "owner", ("pkg.Simulator", "academy.agent.Agent")), created(USER)])
+    agent, user = store.load().mailboxes
+    assert (agent.entity.uid, agent.entity.name, agent.entity.role) == (AGENT.uid, AGENT.name, "agent")
+    assert (user.entity.uid, user.entity.name, user.entity.role) == (USER.uid, USER.name, "user")
+    assert _rest(agent) == ("owner", ("pkg.Simulator", "academy.agent.Agent"), frozenset(), None, 0)
+
+
+async def test_mailboxes_come_back_in_the_order_of_their_creation(store: Store) -> None:
+    for entity in reversed(AGENTS):
+        await store.write([created(entity)])
+    await store.write([MessageStored(AGENTS[1].uid, 1, request()), SessionStarted(AGENTS[0].uid, uuid.uuid4())])
+    assert [row.entity for row in store.load().mailboxes] == AGENTS[::-1]
+
+
+async def test_a_message_is_given_back_byte_for_byte(store: Store) -> None:
+    """Its body is opaque: bytes that are no JSON, and no text, are kept like any other."""
+    messages = [request(size=100_000), Message(request().header, b"\xff\x00'\""), Message(request().header, b"")]
+    await store.write([created(), *(MessageStored(AGENT.uid, seq, m) for seq, m in enumerate(messages, 1))])
+    stored = [entry.message for entry in store.load().messages]
+    assert [(m.to_json(), m.body, m.header.label) for m in stored] == [
+        (m.to_json(), m.body, m.header.label) for m in messages
+    ]
+
+
+async def test_messages_come_back_in_the_order_of_their_numbers(store: Store) -> None:
+    await store.write([created(AGENTS[0]), created(AGENTS[1])])
+    for seq in range(1, 21):
+        await store.write([MessageStored(entity.uid, seq, request()) for entity in AGENTS[:2]])
+    await store.write([MessagesRemoved(AGENT.uid, (1, 7, 20))])
+    assert await numbers(store) == [seq for seq in range(1, 21) if seq not in {1, 7, 20}]
+    assert await numbers(store, AGENTS[1]) == list(range(1, 21))
+
+
+async def test_calls_take_effect_in_order_also_when_they_overlap(store: Store) -> None:
+    await store.write([created()])
+    writes: list[list[Change]] = [[MessageStored(AGENT.uid, seq, request())] for seq in range(1, 11)]
+    writes += [[MessagesRemoved(AGENT.uid, (seq,))] for seq in range(1, 10)]
+    await asyncio.gather(*(store.write(changes) for changes in writes))
+    assert await numbers(store) == [10]
+
+
+async def test_a_number_is_not_forgotten_with_its_message(store: Store) -> None:
+    """A resumed listener tells the highest number it received: a restart must not give it to another message."""
+    await store.write([created(), MessageStored(AGENT.uid, 41, request()), MessageStored(AGENT.uid, 42, request())])
+    await store.write([MessagesRemoved(AGENT.uid, (41, 42))])
+    assert store.load().mailboxes[0].last_seq == 42
+
+
+async def test_removing_what_is_not_there_is_harmless(store: Store) -> None:
+    everything: list[Change] = [
+        MessagesRemoved(AGENT.uid, (1, 2)),
+        RequestAnswered(AGENT.uid, uuid.uuid4()),
+        MessagesRemoved(AGENT.uid, ()),
+    ]
+    await store.write(everything)  # there is no such mailbox
+    await store.write([created(), MessageStored(AGENT.uid, 1, request())])
+    await store.write([*everything, *everything])
+    assert await numbers(store) == []
+    assert len(store.load().mailboxes) == 1
+
+
+async def test_a_write_of_nothing_is_harmless(store: Store) -> None:
+    await store.write([])
+    assert content(store.load()) == content(Snapshot())
+
+
+async def test_a_pending_request_is_kept_until_it_is_answered(store: Store) -> None:
+    """It is kept on its own: also when its message was acknowledged, and with all of its header."""
+    first, second = request(), request()
+    await store.write([created(), RequestPending(AGENT.uid, first.header), RequestPending(AGENT.uid, second.header)])
+    await store.write([RequestAnswered(AGENT.uid, first.tag)])
+    (pending,) = store.load().pending
+    assert pending.uid == AGENT.uid
+    assert Message(pending.header, second.body).to_json() == second.to_json()
+
+
+async def test_the_last_session_counts(store: Store) -> None:
+    last = uuid.uuid4()
+    await store.write([created(), SessionStarted(AGENT.uid, uuid.uuid4()), SessionStarted(AGENT.uid, last)])
+    assert store.load().mailboxes[0].session == last
+
+
+async def test_the_last_groups_count(store: Store) -> None:
+    await store.write([created(), ShareChanged(AGENT.uid, frozenset({"a", "b'"}))])
+    assert store.load().mailboxes[0].groups == {"a", "b'"}
+    await store.write([ShareChanged(AGENT.uid, frozenset())])
+    assert store.load().mailboxes[0].groups == frozenset()
+
+
+async def test_of_a_terminated_mailbox_only_a_tombstone_is_left(store: Store) -> None:
+    await store.write([created(AGENTS[0]), created(AGENTS[1])])
+    for entity in AGENTS[:2]:
+        await store.write([MessageStored(entity.uid, 1, request()), RequestPending(entity.uid, request(entity).header)])
+        await store.write([SessionStarted(entity.uid, uuid.uuid4()), ShareChanged(entity.uid, frozenset({"g"}))])
+    await store.write([MailboxTerminated(AGENT.uid)])
+    snapshot = store.load()
+    assert snapshot.tombstones == [AGENT.uid]
+    left = [[row.entity.uid for row in snapshot.mailboxes], [m.uid for m in snapshot.messages]]
+    assert [*left, [pending.uid for pending in snapshot.pending]] == [[AGENTS[1].uid]] * 3
+
+
+async def test_tombstones_are_bounded_and_the_oldest_go_first(kind: Kind, tmp_path: Path) -> None:
+    store = kind.open(tmp_path, tombstones=2)
+    for entity in AGENTS:
+        await store.write([created(entity), MailboxTerminated(entity.uid)])
+    assert store.load().tombstones == [AGENTS[1].uid, AGENTS[2].uid]
+    await store.close()
+
+
+async def test_a_mailbox_made_again_has_no_tombstone(store: Store) -> None:
+    """That happens when an exchange remembers fewer tombstones than its store."""
+    await store.write([created(), MailboxTerminated(AGENT.uid), created()])
+    assert store.load().tombstones == []
+    assert len(store.load().mailboxes) == 1
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_cancelled_write_is_kept_or_not_but_never_in_part(store: Store, turns: int) -> None:
+    await store.write([created(entity) for entity in AGENTS])
+    changes = [MessageStored(entity.uid, seq, request()) for entity in AGENTS for seq in range(1, 50)]
+    write = asyncio.ensure_future(store.write(changes))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    write.cancel()
+    await asyncio.gather(write, return_exceptions=True)
+    await store.write([created(USER)])
+    assert len(store.load().messages) in {0, len(changes)}
+
+
+async def test_what_is_loaded_does_not_change_with_later_writes(store: Store) -> None:
+    await store.write([created(), MessageStored(AGENT.uid, 1, request())])
+    before = store.load()
+    said = content(before)
+    await store.write([MessagesRemoved(AGENT.uid, (1,)), MailboxTerminated(AGENT.uid)])
+    assert content(before) == said
+
+
+# Random changes, against the obvious way to put them together
+
+
+def put_together(changes: Sequence[Change]) -> Snapshot:
+    """A snapshot, by the docstrings of the changes; slowly."""
+    snapshot = Snapshot()
+    rows = {change.entity.uid: change for change in changes if isinstance(change, MailboxCreated)}
+    gone = [change.uid for change in changes if isinstance(change, MailboxTerminated)]
+    for uid in (uid for uid in rows if uid not in gone):
+        mine = [change for change in changes if getattr(change, "uid", None) == uid]
+        row = MailboxRow(rows[uid].entity, rows[uid].owner, rows[uid].classes)
+        removed = {seq for change in mine if isinstance(change, MessagesRemoved) for seq in change.seqs}
+        answered = {change.tag for change in mine if isinstance(change, RequestAnswered)}
+        for change in mine:
+            if isinstance(change, ShareChanged):
+                row.groups = change.groups
+            elif isinstance(change, SessionStarted):
+                row.session = change.session
+            elif isinstance(change, MessageStored):
+                row.last_seq = change.seq
+                snapshot.messages += [change] if change.seq not in removed else []
+            elif isinstance(change, RequestPending) and change.header.tag not in answered:
+                snapshot.pending.append(change)
+        snapshot.mailboxes.append(row)
+    snapshot.tombstones = gone
+    return snapshot
+
+
+EVENTS = ("message", "remove", "answer", "session", "share", "end")
+
+
+class Changes:
+    """Draws changes as a registry makes them: of open mailboxes only, with numbers that rise."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        self.data = data
+        self.open: list[EntityId] = []
+        self.seqs: dict[uuid.UUID, int] = {}
+        self.tags: list[uuid.UUID] = []
+
+    def draw(self) -> list[Change]:
+        if not self.open or self.data.draw(st.integers(0, 9), label="create") == 0:
+            self.open.append(AgentId[Any].new())
+            self.seqs[self.open[-1].uid] = 0
+            return [created(self.open[-1], "pkg.Class")]
+        entity = self.data.draw(st.sampled_from(self.open), label="entity")
+        return self.of(entity, self.data.draw(st.sampled_from(EVENTS), label="event"))
+
+    def of(self, entity: EntityId, event: str) -> list[Change]:
+        uid, message = entity.uid, request(entity)
+        if event == "message":
+            self.seqs[uid] += 1
+            self.tags.append(message.tag)
+            return [MessageStored(uid, self.seqs[uid], message), RequestPending(uid, message.header)]
+        if event == "remove":
+            highest = self.seqs[uid]
+            return [MessagesRemoved(uid, tuple(self.data.draw(st.sets(st.integers(0, highest), max_size=3))))]
+        if event == "answer" and self.tags:
+            return [RequestAnswered(uid, self.data.draw(st.sampled_from(self.tags)))]
+        if event == "session":
+            return [SessionStarted(uid, uuid.uuid4())]
+        if event == "share":
+            return [ShareChanged(uid, frozenset(self.data.draw(st.sets(st.sampled_from("abc")))))]
+        if event == "end" and len(self.open) > 1:
+            self.open.remove(entity)
+            # As a registry does: the pending request of somebody else is answered in the same write.
+            answer = request(entity).create_response(SuccessResponse())
+            self.seqs[self.open[0].uid] += 1
+            return [MailboxTerminated(uid), MessageStored(self.open[0].uid, self.seqs[self.open[0].uid], answer)]
+        return []
+
+
+@given(data=st.data())
+def test_what_is_loaded_is_what_was_written(kind: Kind, data: st.DataObject) -> None:
+    """After any changes, in calls of any size, a restart finds all of them, put together."""
+
+    async def scenario(folder: Path) -> None:
+        store, source = kind.open(folder), Changes(data)
+        history: list[Change] = []
+        for size in data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=8), label="calls"):
+            changes = [change for _ in range(size) for change in source.draw()]
+            await store.write(changes)
+            history += changes
+            if data.draw(st.booleans(), label="restart"):
+                store = await kind.restart(store, folder)
+            assert content(store.load()) == content(put_together(history))
+        await store.close()
+
+    with tempfile.TemporaryDirectory() as name:
+        asyncio.run(scenario(Path(name)))

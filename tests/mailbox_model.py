@@ -1,0 +1,84 @@
+"""What test_registry_model.py keeps of each mailbox: the plainest state that can tell right from wrong."""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+
+from academy_hpc import errors
+from academy_hpc.changes import MailboxTerminated, MessagesRemoved, MessageStored
+from academy_hpc.delivery import Delivery
+from academy_hpc.identifiers import EntityId
+from academy_hpc.message import AcademyErrorResponse, Header, Message, UserErrorResponse
+from academy_hpc.registry import Effects, MailboxCounters
+from academy_hpc.serialization import deserialize_exception
+
+__all__ = ["Box", "Item", "Listener", "check_effects"]
+
+
+class Item:
+    """A message that was accepted and is not acknowledged. `answer`: the exchange made it, with this error."""
+
+    def __init__(self, header: Header, size: int, answer: type[errors.AcademyError] | None = None) -> None:
+        self.header = header
+        self.size = size
+        self.answer = answer
+        self.attempts = 0
+        self.out = False
+
+    @property
+    def key(self) -> tuple[uuid.UUID, uuid.UUID, str]:
+        return self.header.src.uid, self.header.tag, self.header.kind
+
+    def fits(self, message: Message) -> bool:
+        """Whether `message` is this one."""
+        if message.header != self.header:
+            return False
+        if self.answer is None:
+            return len(message.body) == self.size
+        body = message.decoded()
+        if isinstance(body, AcademyErrorResponse):
+            return type(body.exception()) is self.answer
+        assert isinstance(body, UserErrorResponse)
+        return type(deserialize_exception(body.exception, body.serialization)) is self.answer
+
+
+class Listener:
+    """An agent's or user's end: what is under way to it, what it has received and what it works on."""
+
+    def __init__(self) -> None:
+        self.session = uuid.uuid4()
+        self.connected = True
+        self.under_way: deque[Delivery] = deque()
+        self.unread: list[int] = []
+        self.received = 0
+        self.held: dict[int, Message] = {}
+
+
+class Box:
+    """What the model knows of one open mailbox."""
+
+    def __init__(self, entity: EntityId) -> None:
+        self.entity = entity
+        self.items: dict[int, Item] = {}
+        self.last_seq = 0
+        self.pending: dict[uuid.UUID, Header] = {}
+        self.completed = 0
+        self.outgoing = 0
+        self.shared = False
+        self.listener: Listener | None = None
+        self.former: uuid.UUID | None = None
+
+    def counters(self) -> MailboxCounters:
+        ready = sum(not item.out for item in self.items.values())
+        waiting = len(self.pending)
+        return MailboxCounters(self.completed + waiting, self.outgoing, self.completed, max(0, waiting - ready), ready)
+
+
+def check_effects(effects: Effects) -> None:
+    """What the changes of an operation mean for listeners and waiting senders is said, too."""
+    changes = effects.changes
+    assert {change.uid for change in changes if isinstance(change, MessageStored)} <= set(effects.woken)
+    assert {change.uid for change in changes if isinstance(change, MessagesRemoved)} <= set(effects.freed)
+    assert [change.uid for change in changes if isinstance(change, MailboxTerminated)] == list(effects.ended)
+    assert set(effects.woken).isdisjoint(effects.ended)

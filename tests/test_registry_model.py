@@ -1,0 +1,423 @@
+"""Registry and store against a model of what they promise, under any course of events, crashes among them.
+
+The model keeps for each mailbox the messages sent and not acknowledged, in order. Whatever happened, that is what a
+restart delivers.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from hypothesis import settings, strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
+
+from academy_hpc import errors
+from academy_hpc.delivery import OVERHEAD_BYTES, Window
+from academy_hpc.exchange.store.memory import MemoryStore
+from academy_hpc.identifiers import AgentId, EntityId, UserId
+from academy_hpc.message import ActionRequest, Message, SuccessResponse
+from academy_hpc.registry import Caller, Effects, Limits, MailboxCounters, Registry
+from tests.mailbox_model import Box, Item, Listener, check_effects
+
+__all__: list[str] = []
+
+OWNER = Caller("owner")
+GUEST = Caller("guest", frozenset({"guests"}))
+LIMITS = Limits(mailbox_messages=6, max_attempts=2)
+EVERYTHING = Window(messages=10_000, limit_bytes=1 << 40)
+AGENT_CLASS = "academy.agent.Agent"
+
+
+def finish(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine that never waits."""
+    with pytest.raises(StopIteration):
+        coroutine.send(None)
+
+
+class RegistryMachine(RuleBasedStateMachine):
+    """Events in any order. Every rule does the same to the registry and to the model."""
+
+    entities = Bundle("entities")
+    sent = Bundle("sent")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.registry = Registry(LIMITS)
+        self.store = MemoryStore()
+        self.boxes: dict[uuid.UUID, Box] = {}
+        self.gone: dict[uuid.UUID, MailboxCounters] = {}
+        self.recognised: set[tuple[uuid.UUID, uuid.UUID, str]] = set()
+
+    # Help
+
+    @contextmanager
+    def committed(self) -> Iterator[Effects]:
+        """What a shell does with effects, and what they must say to it."""
+        effects = Effects()
+        yield effects
+        check_effects(effects)
+        finish(self.store.write(effects.changes))
+
+    def put(self, box: Box, item: Item) -> None:
+        box.last_seq += 1
+        box.items[box.last_seq] = item
+
+    def answer(self, header: Any, error: type[errors.AcademyError]) -> None:
+        """The exchange answers a request itself; its requester may be gone."""
+        box = self.boxes.get(header.src.uid)
+        if box is not None:
+            self.put(box, Item(header.response(), 0, error))
+
+    def listener(self, entity: EntityId) -> tuple[Box, Listener] | None:
+        """The mailbox and its connected listener."""
+        box = self.boxes.get(entity.uid)
+        if box is None or box.listener is None or not box.listener.connected:
+            return None
+        return box, box.listener
+
+    def refusal(self, message: Message, *, repeated: bool = False) -> type[errors.AcademyError] | None:
+        """Why the owner may not send `message` now."""
+        box = self.boxes.get(message.dest.uid)
+        if box is None:
+            return errors.MailboxTerminatedError if message.dest.uid in self.gone else errors.BadEntityIdError
+        if not repeated and len(box.items) >= LIMITS.mailbox_messages:
+            return errors.MailboxFullError
+        return None
+
+    # Mailboxes
+
+    @initialize(target=entities, agents=st.tuples(st.just(value=True), st.booleans()))
+    def listen(self, agents: tuple[bool, ...]) -> Any:
+        """Most runs need somebody to write to and somebody to answer."""
+        made = [self.create(agent) for agent in agents]
+        for entity in made:
+            self.attach(entity)
+        return multiple(*made)
+
+    @precondition(lambda self: len(self.boxes) < 4)
+    @rule(target=entities, agent=st.booleans())
+    def create(self, agent: bool) -> EntityId:
+        entity = AgentId[Any].new() if agent else UserId.new()
+        with self.committed() as effects:
+            self.registry.create(entity, ("pkg.Some", AGENT_CLASS), OWNER, effects)
+        self.boxes[entity.uid] = Box(entity)
+        return entity
+
+    @rule(entity=entities, caller=st.sampled_from([OWNER, GUEST]))
+    def create_again(self, entity: EntityId, caller: Caller) -> None:
+        """Nothing changes; a terminated mailbox stays terminated."""
+        effects = Effects()
+        box = self.boxes.get(entity.uid)
+        if box is not None and caller is GUEST and not box.shared:
+            with pytest.raises(errors.ForbiddenError):
+                self.registry.create(entity, ("pkg.Other",), caller, effects)
+        else:
+            self.registry.create(entity, ("pkg.Other",), caller, effects)
+        assert effects.changes == []
+
+    @rule(entity=consumes(entities))
+    def terminate(self, entity: EntityId) -> None:
+        """Every pending request is answered exactly once, if its requester is still there."""
+        with self.committed() as effects:
+            self.registry.terminate(entity, OWNER, effects)
+        box = self.boxes.pop(entity.uid)
+        self.gone[entity.uid] = MailboxCounters(box.completed, box.outgoing, box.completed)
+        self.recognised = {key for key in self.recognised if key[0] != entity.uid}
+        error = errors.AgentTerminatedError if entity.role == "agent" else errors.UserTerminatedError
+        for header in box.pending.values():
+            self.answer(header, error)
+
+    @rule(entity=entities, shared=st.booleans())
+    def share(self, entity: EntityId, shared: bool) -> None:
+        owner = Caller("owner", frozenset({"guests"}))
+        with self.committed() as effects:
+            (self.registry.share if shared else self.registry.unshare)(entity, "guests", owner, effects)
+        self.boxes[entity.uid].shared = shared
+
+    # Sending
+
+    @rule(target=sent, source=entities, dest=entities, size=st.integers(0, 300))
+    def request(self, source: EntityId, dest: EntityId, size: int) -> Any:
+        """A request is pending with its receiver until it is answered."""
+        message = Message.create(source, dest, ActionRequest("run", "x" * size, "", "json"))
+        if (error := self.refusal(message)) is not None:
+            with pytest.raises(error):
+                self.registry.send(message, OWNER, Effects())
+            return multiple()
+        with self.committed() as effects:
+            self.registry.send(message, OWNER, effects)
+        self.accepted(message)
+        return message
+
+    def accepted(self, message: Message) -> None:
+        box, source = self.boxes[message.dest.uid], self.boxes.get(message.src.uid)
+        item = Item(message.header, len(message.body))
+        self.put(box, item)
+        self.recognised.add(item.key)
+        if message.is_request:
+            box.pending[message.tag] = message.header
+            if source is not None:
+                source.outgoing += 1
+        elif source is not None and source.pending.pop(message.tag, None) is not None:
+            source.completed += 1
+
+    @rule(dest=entities)
+    def request_from_nowhere(self, dest: EntityId) -> None:
+        """The source need not have a mailbox."""
+        self.request(UserId.new(), dest, 0)
+
+    @rule(source=entities, dest=entities)
+    def request_of_a_guest(self, source: EntityId, dest: EntityId) -> None:
+        """One needs rights on the destination, and on a source that exists."""
+        message = Message.create(source, dest, ActionRequest("run", "", "", "json"))
+        allowed = self.boxes[source.uid].shared and self.boxes[dest.uid].shared
+        error = self.refusal(message) if allowed else errors.ForbiddenError
+        if error is not None:
+            with pytest.raises(error):
+                self.registry.send(message, GUEST, Effects())
+            return
+        with self.committed() as effects:
+            self.registry.send(message, GUEST, effects)
+        self.accepted(message)
+
+    @rule(message=sent)
+    def repeat(self, message: Message) -> None:
+        """A client that got no confirmation sends again: what was stored is not stored twice."""
+        key = (message.src.uid, message.tag, message.header.kind)
+        if key not in self.recognised:
+            return
+        effects = Effects()
+        if (error := self.refusal(message, repeated=True)) is not None:
+            with pytest.raises(error):
+                self.registry.send(message, OWNER, effects)
+        else:
+            self.registry.send(message, OWNER, effects)
+        assert effects.changes == []
+
+    # Listening
+
+    @rule(entity=entities)
+    def attach(self, entity: EntityId) -> None:
+        """What the listeners before did not acknowledge comes again, or is given up and answered."""
+        box, listener = self.boxes[entity.uid], Listener()
+        with self.committed() as effects:
+            self.registry.attach(entity, listener.session, OWNER, effects, now=0.0)
+        given_up = [seq for seq, item in box.items.items() if item.out and item.attempts >= LIMITS.max_attempts]
+        assert [delivery.seq for delivery in effects.given_up] == given_up
+        assert all(delivery.attempt == LIMITS.max_attempts for delivery in effects.given_up)
+        for item in box.items.values():
+            item.out = False
+        if box.listener is not None:
+            box.former = box.listener.session
+        box.listener = listener
+        for header in [box.items.pop(seq).header for seq in given_up]:
+            if header.kind == "request" and box.pending.pop(header.tag, None) is not None:
+                self.answer(header, errors.DeliveryFailedError)
+
+    @rule(entity=entities)
+    def resume(self, entity: EntityId) -> None:
+        """The connection broke: what was under way is lost with it, and acknowledgements that did not arrive."""
+        box = self.boxes[entity.uid]
+        listener = box.listener
+        if listener is None:
+            return
+        listener.under_way.clear()
+        listener.unread = []
+        with self.committed() as effects:
+            position = (listener.received, list(listener.held))
+            self.registry.attach(entity, listener.session, OWNER, effects, now=0.0, resume=position)
+        listener.connected = True
+        for seq in [seq for seq in box.items if seq <= listener.received and seq not in listener.held]:
+            del box.items[seq]
+        for seq, item in box.items.items():
+            if seq in listener.held:
+                item.attempts, item.out = max(1, item.attempts), True
+            elif item.out:
+                item.attempts, item.out = item.attempts - 1, False
+
+    @rule(entity=entities)
+    def resume_too_late(self, entity: EntityId) -> None:
+        """A newer listener fences the older one off."""
+        former = self.boxes[entity.uid].former
+        if former is None:
+            return
+        effects = Effects()
+        with pytest.raises(errors.ListenerSupersededError):
+            self.registry.attach(entity, former, OWNER, effects, now=0.0, resume=(0, []))
+        assert self.registry.take(entity.uid, former, EVERYTHING) == []
+        self.registry.acknowledge(entity.uid, former, range(100), effects)
+        self.registry.consumed(entity.uid, former, 100)
+        self.registry.detach(entity.uid, former, now=0.0)
+        assert effects.changes == []
+
+    @rule(entity=entities)
+    def detach(self, entity: EntityId) -> None:
+        """The listener is gone for now: nothing happens to its messages."""
+        if found := self.listener(entity):
+            self.registry.detach(entity.uid, found[1].session, now=0.0)
+            found[1].connected = False
+
+    @rule(entity=entities, messages=st.integers(1, 8), arrive=st.integers(0, 8))
+    def take(self, entity: EntityId, messages: int, arrive: int) -> None:
+        """The exchange hands out the oldest that are ready, as the window allows, each at most `max_attempts` times."""
+        if not (found := self.listener(entity)):
+            return
+        box, listener = found
+        taken = self.registry.take(entity.uid, listener.session, Window(messages=messages))
+        ready = [seq for seq, item in box.items.items() if not item.out]
+        room = max(0, messages - len(listener.unread))
+        assert [delivery.seq for delivery in taken] == ready[:room]
+        for delivery in taken:
+            item = box.items[delivery.seq]
+            item.attempts, item.out = item.attempts + 1, True
+            assert delivery.attempt == item.attempts <= LIMITS.max_attempts
+            assert item.fits(delivery.message)
+        listener.under_way.extend(taken)
+        listener.unread += [delivery.seq for delivery in taken]
+        self.arrive(entity, arrive)
+
+    @rule(entity=entities, count=st.integers(1, 4))
+    def arrive(self, entity: EntityId, count: int) -> None:
+        """Within a session numbers rise: nothing is doubled, and first in is first out for each pair."""
+        if not (found := self.listener(entity)):
+            return
+        listener = found[1]
+        for _ in range(min(count, len(listener.under_way))):
+            delivery = listener.under_way.popleft()
+            assert delivery.seq > listener.received
+            listener.received = delivery.seq
+            listener.held[delivery.seq] = delivery.message
+
+    @rule(entity=entities)
+    def consumed(self, entity: EntityId) -> None:
+        """The listener's program has read all that arrived: the window is open for as much."""
+        if found := self.listener(entity):
+            listener = found[1]
+            self.registry.consumed(entity.uid, listener.session, listener.received)
+            listener.unread = [seq for seq in listener.unread if seq > listener.received]
+
+    @rule(entity=entities, data=st.data(), lost=st.booleans())
+    def acknowledge(self, entity: EntityId, data: st.DataObject, lost: bool) -> None:
+        found = self.listener(entity)
+        if not found or not found[1].held:
+            return
+        box, listener = found
+        seqs = data.draw(st.lists(st.sampled_from(list(listener.held)), min_size=1, max_size=3), label="seqs")
+        for seq in seqs:
+            listener.held.pop(seq, None)
+        if lost:  # the connection is broken: until it is resumed nothing comes through
+            listener.connected = False
+            return
+        with self.committed() as effects:
+            self.registry.acknowledge(entity.uid, listener.session, seqs, effects)
+        for seq in seqs:
+            box.items.pop(seq, None)
+
+    @rule(target=sent, entity=entities, data=st.data(), lost=st.booleans())
+    def respond(self, entity: EntityId, data: st.DataObject, lost: bool) -> Any:
+        """A response and the acknowledgement of its request take effect together, or not at all."""
+        found = self.listener(entity)
+        requests = [seq for seq, message in found[1].held.items() if message.is_request] if found else []
+        if not found or not requests:
+            return multiple()
+        box, listener = found
+        seq = data.draw(st.sampled_from(requests), label="seq")
+        response = listener.held[seq].create_response(SuccessResponse())
+        repeated = (entity.uid, response.tag, "response") in self.recognised
+        if (error := self.refusal(response, repeated=repeated)) is not None:
+            with pytest.raises(error):
+                self.registry.send(response, OWNER, Effects(), acknowledges=seq)
+            return multiple()
+        with self.committed() as effects:
+            self.registry.send(response, OWNER, effects, acknowledges=seq)
+        if not repeated:
+            self.accepted(response)
+        box.items.pop(seq, None)
+        if lost:  # accepted, but the confirmation is lost: the listener still works on it, and will send it again
+            listener.connected = False
+        else:
+            del listener.held[seq]
+        return response
+
+    # Crashes
+
+    @rule(unwritten=st.booleans(), data=st.data())
+    def crash(self, unwritten: bool, data: st.DataObject) -> None:
+        """The exchange dies, maybe with an operation that it had not told the store yet: nobody was told either."""
+        if unwritten and self.boxes:
+            dest = data.draw(st.sampled_from(list(self.boxes.values())), label="dest").entity
+            message = Message.create(UserId.new(), dest, SuccessResponse())
+            if self.refusal(message) is None:
+                self.registry.send(message, OWNER, Effects())
+        self.registry = Registry(LIMITS)
+        self.registry.restore(self.store.load())
+        self.recognised = set()
+        self.gone = dict.fromkeys(self.gone, MailboxCounters())
+        for box in self.boxes.values():
+            self.recognised |= {item.key for item in box.items.values()}
+            self.recognised |= {(h.src.uid, h.tag, h.kind) for h in box.pending.values()}
+            box.completed = box.outgoing = 0
+            for item in box.items.values():
+                item.attempts, item.out = 0, False
+            if box.listener is not None:
+                box.listener.connected = False
+
+    # What holds at any time
+
+    @invariant()
+    def a_restart_delivers_what_was_sent_and_not_acknowledged(self) -> None:
+        restarted = Registry(LIMITS)
+        restarted.restore(self.store.load())
+        for uid, box in self.boxes.items():
+            session, effects = uuid.uuid4(), Effects()
+            restarted.attach(box.entity, session, OWNER, effects, now=0.0)
+            delivered = restarted.take(uid, session, EVERYTHING)
+            assert [delivery.seq for delivery in delivered] == list(box.items)
+            assert all(item.fits(d.message) for item, d in zip(box.items.values(), delivered, strict=True))
+        assert restarted.stored_bytes == self.registry.stored_bytes
+
+    @invariant()
+    def the_store_awaits_the_same_answers(self) -> None:
+        pending = {(entry.uid, entry.header.tag) for entry in self.store.load().pending}
+        assert pending == {(uid, tag) for uid, box in self.boxes.items() for tag in box.pending}
+
+    @invariant()
+    def counters_are_as_the_protocol_says(self) -> None:
+        for uid, box in self.boxes.items():
+            assert self.registry.counters(box.entity, OWNER) == box.counters()
+            assert self.registry.has_room(box.entity) is (len(box.items) < LIMITS.mailbox_messages)
+            assert self.registry.status(box.entity, OWNER) == "ACTIVE", uid
+        for uid, counters in self.gone.items():
+            assert self.registry.counters(EntityId(uid), OWNER) == counters
+            assert self.registry.status(EntityId(uid), OWNER) == "TERMINATED"
+
+    @invariant()
+    def bytes_are_those_of_the_stored_messages(self) -> None:
+        stored = self.store.load().messages
+        assert self.registry.stored_bytes == sum(OVERHEAD_BYTES + len(entry.message.body) for entry in stored)
+
+    @invariant()
+    def open_agents_are_discovered_in_the_order_of_registration(self) -> None:
+        agents = [box.entity for box in self.boxes.values() if box.entity.role == "agent"]
+        assert self.registry.discover("pkg.Some", OWNER, subclasses=False) == agents
+        assert self.registry.discover(AGENT_CLASS, OWNER, subclasses=True) == agents
+        assert len(self.registry) == len(self.boxes)
+        shared = [entity for entity in agents if self.boxes[entity.uid].shared]
+        assert self.registry.discover(AGENT_CLASS, GUEST, subclasses=True) == shared
+
+
+TestRegistry = RegistryMachine.TestCase
+TestRegistry.settings = settings(max_examples=150, stateful_step_count=60)
