@@ -42,7 +42,7 @@ class TokenAuthenticator:
     async def authenticate(self, authorization: str | None) -> Caller:
         """The owner. See `Authenticator`."""
         # compare_digest takes the same time for every wrong token.
-        if not hmac.compare_digest(bearer_token(authorization).encode(), self._token):
+        if not hmac.compare_digest(bearer_token(authorization).encode(errors="surrogateescape"), self._token):
             raise ForbiddenError("Token expired or revoked.")
         return _OWNER
 

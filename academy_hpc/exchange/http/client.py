@@ -67,8 +67,8 @@ class Channel(Protocol):
     async def post(self, message: Message, outcome: Any, acknowledges: int | None) -> None:
         """Put a message under way; `outcome` is called once, with None or an error."""
 
-    async def attach(self, on_message: OnMessage, on_end: OnEnd) -> None:
-        """Listen."""
+    async def attach(self, on_message: OnMessage, on_end: OnEnd, *, one_by_one: bool = False) -> None:
+        """Listen. `one_by_one`: what is not acknowledged counts as not read, and holds up the exchange."""
 
     def acknowledge(self, seq: int) -> None:
         """Done with this message."""
@@ -93,9 +93,9 @@ class StreamChannel:
         """See `Channel`."""
         await self._stream.post(self._link, message, outcome, acknowledges=acknowledges)
 
-    async def attach(self, on_message: OnMessage, on_end: OnEnd) -> None:
+    async def attach(self, on_message: OnMessage, on_end: OnEnd, *, one_by_one: bool = False) -> None:
         """See `Channel`."""
-        self._link.listen(on_message, on_end)
+        self._link.listen(on_message, on_end, reads_by_acknowledging=one_by_one)
         await self._stream.attach(self._link)
 
     def acknowledge(self, seq: int) -> None:
@@ -238,7 +238,7 @@ class HttpExchangeTransport(ExchangeTransportMixin):
     async def listen(self, timeout: float | None = None) -> AsyncGenerator[Message]:
         """See `ExchangeTransport`."""
         queue: asyncio.Queue[Message | AcademyError] = asyncio.Queue()
-        await self.subscribe(queue.put_nowait, queue.put_nowait)
+        await self._channel.attach(queue.put_nowait, queue.put_nowait, one_by_one=True)
         while True:
             try:
                 async with asyncio.timeout(timeout):

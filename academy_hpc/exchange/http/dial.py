@@ -75,7 +75,7 @@ async def dial(session: aiohttp.ClientSession, urls: tuple[str, ...]) -> Dialled
         UnauthorizedError: One answers, and does not accept the token.
         ExchangeUnreachableError: None answers; it says what happened at each.
     """
-    pending = {asyncio.create_task(_open(session, url), name=url) for url in urls}
+    pending = {asyncio.create_task(_open(session, url), name=url) for url in dict.fromkeys(urls)}
     outcomes: dict[str, Dialled | AcademyError | str] = {}
     try:
         while pending:
@@ -117,13 +117,17 @@ async def _open(session: aiohttp.ClientSession, url: str) -> Dialled | AcademyEr
 
 
 async def _greet(url: str, socket: aiohttp.ClientWebSocketResponse) -> Dialled | str:
-    frame = await socket.receive()
-    if frame.type is aiohttp.WSMsgType.BINARY:
-        hello, *rest = decode_from_server(frame.data)
-        if isinstance(hello, Hello) and not rest:
-            return Dialled(url, socket, hello)
-    await socket.close()
-    return "answered, and not as an exchange does"
+    dialled = None
+    try:
+        frame = await socket.receive()
+        if frame.type is aiohttp.WSMsgType.BINARY:
+            hello, *rest = decode_from_server(frame.data)
+            if isinstance(hello, Hello) and not rest:
+                dialled = Dialled(url, socket, hello)
+    finally:  # also when another URL was faster
+        if dialled is None:
+            await socket.close()
+    return dialled or "answered, and not as an exchange does"
 
 
 def _refusal(url: str, error: aiohttp.WSServerHandshakeError) -> AcademyError | str:

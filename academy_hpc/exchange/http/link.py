@@ -33,7 +33,8 @@ class Link:
         self.established = False  # the exchange has agreed at least once
         self._on_message: OnMessage | None = None
         self._on_end: OnEnd | None = None
-        self._received = 0
+        self._received = self._consumed = 0
+        self._reads_by_acknowledging = False
         self._held: dict[int, None] = {}
         self._done: list[int] = []
         self._unreported_messages = self._unreported_bytes = 0
@@ -41,9 +42,14 @@ class Link:
         self._quiet = asyncio.Event()
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    def listen(self, on_message: OnMessage, on_end: OnEnd) -> None:
-        """From now on these are called. To be done before the exchange is asked to attach."""
+    def listen(self, on_message: OnMessage, on_end: OnEnd, *, reads_by_acknowledging: bool = False) -> None:
+        """From now on these are called. To be done before the exchange is asked to attach.
+
+        `reads_by_acknowledging`: a message counts as read when it is acknowledged, not when `on_message` returns; so a
+        program that takes them one by one is never sent more than a window full.
+        """
         self._on_message, self._on_end = on_message, on_end
+        self._reads_by_acknowledging = reads_by_acknowledging
         self.attached = True
 
     # Receiving
@@ -60,6 +66,8 @@ class Link:
             return  # a resumed connection never sends these; a faulty one may
         self._received = operation.seq
         self._held[operation.seq] = None
+        if not self._reads_by_acknowledging:
+            self._consumed = operation.seq
         self._unreported_messages += 1
         self._unreported_bytes += len(operation.body)
         message = Message(operation.header, operation.body, seq=operation.seq, attempt=operation.attempt)
@@ -69,6 +77,8 @@ class Link:
         """Done with number `seq`; to be reported."""
         if self._held.pop(seq, 0) is None:
             self._done.append(seq)
+            if self._reads_by_acknowledging:
+                self._consumed = max(self._consumed, seq)
 
     def answered(self, seq: int) -> None:
         """The exchange has stored the answer to number `seq`, and forgotten the request."""
@@ -87,7 +97,7 @@ class Link:
         """What was done and read since the last report."""
         done, self._done = self._done, []
         self._unreported_messages = self._unreported_bytes = 0
-        return Acknowledge(self.entity.uid, self._received, done)
+        return Acknowledge(self.entity.uid, self._consumed, done)
 
     def end(self, error: AcademyError) -> None:
         """No more messages will come."""

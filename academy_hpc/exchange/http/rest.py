@@ -69,7 +69,7 @@ class RestChannel:
         self._posts.add(task)
         task.add_done_callback(self._posts.discard)
 
-    async def attach(self, on_message: OnMessage, on_end: OnEnd) -> None:
+    async def attach(self, on_message: OnMessage, on_end: OnEnd, *, one_by_one: bool = False) -> None:
         """See `Channel`."""
         await self._heartbeat(self._entity)
         await self._request("GET", wire.HEARTBEAT_PATH, _mailbox(self._entity), self._entity)  # 404 or 419 now

@@ -197,7 +197,7 @@ class LogHandler(logging.Handler):
                 os.ftruncate(self._fd, 0)
                 os.lseek(self._fd, 0, os.SEEK_SET)
             os.write(self._fd, text.encode(errors="backslashreplace"))
-        except Exception:  # noqa: BLE001 - noqa: BLE001 as logging does: a record must never stop what it tells about
+        except Exception:  # noqa: BLE001 - as logging does: a record must never stop what it tells about
             self.handleError(record)
 
 

@@ -6,12 +6,12 @@ import asyncio
 import logging
 import os
 import socket
-from importlib.metadata import version
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from academy_hpc import __version__
 from academy_hpc.errors import AcademyError, BadRequestError, UnauthorizedError
 from academy_hpc.exchange.http.auth import Authenticator, OpenAuthenticator, TokenAuthenticator
 from academy_hpc.exchange.http.server_rest import ROUTES, RestSessions
@@ -114,9 +114,7 @@ class ExchangeServer:
         if request.path == STREAM_PATH and request.method == "GET":
             return await self._stream(request, caller)
         if request.path == WHOAMI_PATH and request.method == "GET":
-            return web.json_response(
-                {"exchange": self.exchange_id, "pid": os.getpid(), "version": version("academy_hpc")}
-            )
+            return web.json_response({"exchange": self.exchange_id, "pid": os.getpid(), "version": __version__})
         methods = ROUTES.get(request.path)
         if methods is None:
             return web.Response(status=404, text="404: Not Found")

@@ -95,9 +95,10 @@ class StreamConnection:
 
     def end(self, uid: uuid.UUID, error: AcademyError) -> None:
         """See `Listener`."""
-        if self._attached.pop(uid, None) is not None:
+        attached = self._attached.pop(uid, None)
+        if attached is not None:
             self._ready.pop(uid, None)
-            self._push(Ended(uid, *failure(error)))
+            self._push(Ended(uid, attached.session, *failure(error)))
 
     # Reading
 

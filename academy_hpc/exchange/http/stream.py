@@ -18,7 +18,13 @@ from typing import Any, ClassVar
 
 import aiohttp
 
-from academy_hpc.errors import AcademyError, ExchangeChangedError, ExchangeUnavailableError, ExchangeUnreachableError
+from academy_hpc.errors import (
+    AcademyError,
+    ExchangeChangedError,
+    ExchangeUnavailableError,
+    ExchangeUnreachableError,
+    ListenerSupersededError,
+)
 from academy_hpc.exchange.http.connection import ConnectionInfo
 from academy_hpc.exchange.http.dial import ClientOptions, Dialled, dial, new_session
 from academy_hpc.exchange.http.link import Link
@@ -139,7 +145,10 @@ class Stream:
     async def attach(self, link: Link) -> None:
         """Listen for `link`. Raises RefusedError, ExchangeUnavailableError."""
         self._check_alive()
+        older = self._links.get(link.entity.uid)
         self._links[link.entity.uid] = link
+        if older is not None and older is not link:
+            older.end(ListenerSupersededError(link.entity))
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._attach(link, future)
         await future
@@ -268,8 +277,9 @@ class Stream:
         elif isinstance(operation, Reply):
             self._replied(operation)
         elif isinstance(operation, Ended):
-            link = self._links.pop(operation.uid, None)
-            if link is not None:
+            link = self._links.get(operation.uid)
+            if link is not None and link.session == operation.session:
+                del self._links[operation.uid]
                 link.end(failure_error(operation.code, operation.arguments))
         elif isinstance(operation, Bye) and self._hello is not None and not self._hello.durable:
             raise ExchangeUnavailableError("The exchange was shut down.")

@@ -241,9 +241,10 @@ class Reply(msgspec.Struct, array_like=True, tag=5):
 
 
 class Ended(msgspec.Struct, array_like=True, tag=6):
-    """The mailbox has no listener here any more, and why."""
+    """This session is the listener of the mailbox no more, and why."""
 
     uid: uuid.UUID
+    session: uuid.UUID
     code: str
     arguments: list[Any]
 

@@ -1,0 +1,268 @@
+"""The stream: one connection a process, flow control, errors, and what happens when the exchange ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+
+import pytest
+
+from academy_hpc.agent import Agent
+from academy_hpc.errors import (
+    AgentTerminatedError,
+    BadEntityIdError,
+    ExchangeChangedError,
+    ExchangeUnavailableError,
+    ExchangeUnreachableError,
+    ListenerSupersededError,
+    MailboxFullError,
+    MessageTooLargeError,
+    UnauthorizedError,
+)
+from academy_hpc.exchange.http import dial
+from academy_hpc.exchange.http.client import HttpExchangeFactory, HttpExchangeTransport
+from academy_hpc.exchange.http.link import WINDOW_MESSAGES
+from academy_hpc.exchange.http.server import ServerConfig
+from academy_hpc.identifiers import AgentId
+from academy_hpc.message import ActionRequest, Message, PingRequest
+from academy_hpc.registry import Limits
+from tests.exchange_server import TOKEN, RunningExchange, running_exchange
+from tests.faults.proxy import running_proxy
+
+
+async def transport(factory: HttpExchangeFactory, name: str = "someone") -> HttpExchangeTransport:
+    return await factory.create_transport(name=name)
+
+
+def text(source: HttpExchangeTransport, dest: HttpExchangeTransport, content: str) -> Message:
+    return Message.create(source.mailbox_id, dest.mailbox_id, ActionRequest(content, "", ""))
+
+
+def content(message: Message) -> str:
+    body = message.decoded()
+    assert isinstance(body, ActionRequest)
+    return body.action
+
+
+def unused_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+async def test_all_clients_of_a_process_share_one_connection_which_the_last_one_closes() -> None:
+    async with running_exchange() as exchange:
+        clients = [await exchange.factory.create_user_client(name=str(number)) for number in range(20)]
+        assert len(exchange.server._streams) == 1
+        for client in clients[1:]:
+            await client.close()
+        assert len(exchange.server._streams) == 1
+        await clients[0].close()
+        await asyncio.sleep(0.05)
+        assert not exchange.server._streams
+
+
+async def test_the_first_url_that_answers_is_used_and_the_others_do_no_harm() -> None:
+    async with running_exchange() as exchange, running_proxy(exchange.port) as proxy:
+        factory = exchange.factory_at(unused_port(), proxy.port, exchange.port, exchange.port)
+        async with await factory.create_user_client() as client:
+            assert await client.discover(Agent) == ()
+            await asyncio.sleep(0.05)
+            assert len(exchange.server._streams) == 1
+
+
+async def test_when_no_url_answers_the_error_names_each_and_why() -> None:
+    ports = unused_port(), unused_port()
+    async with running_exchange() as exchange:
+        with pytest.raises(ExchangeUnreachableError) as caught:
+            await exchange.factory_at(*ports).create_user_client()
+    assert set(caught.value.attempts) == {f"http://127.0.0.1:{port}" for port in ports}
+    assert all("Connect call failed" in reason or "refused" in reason for reason in caught.value.attempts.values())
+
+
+async def test_a_wrong_token_is_told_as_such() -> None:
+    async with running_exchange() as exchange:
+        url = exchange.factory.connection_info.urls[0]
+        with pytest.raises(UnauthorizedError, match="did not accept the token"):
+            await HttpExchangeFactory(url, additional_headers={"Authorization": "Bearer no"}).create_user_client()
+        with pytest.raises(UnauthorizedError):
+            await HttpExchangeFactory(url).create_user_client()
+
+
+async def test_proxy_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{unused_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert "http_proxy" in os.environ
+    async with running_exchange() as exchange, await exchange.factory.create_user_client() as client:
+        assert await client.discover(Agent) == ()
+
+
+async def test_an_unknown_and_a_terminated_destination_have_their_own_errors() -> None:
+    async with running_exchange() as exchange, await transport(exchange.factory) as sender:
+        unknown: AgentId[Agent] = AgentId.new("nobody")
+        with pytest.raises(BadEntityIdError) as caught:
+            await sender.send(Message.create(sender.mailbox_id, unknown, PingRequest()))
+        assert caught.value.uid == unknown
+        agent_id = (await sender.register_agent(Agent, name="short-lived")).agent_id
+        await sender.terminate(agent_id)
+        with pytest.raises(AgentTerminatedError, match="short-lived"):
+            await sender.send(Message.create(sender.mailbox_id, agent_id, PingRequest()))
+
+
+async def test_a_message_over_the_limit_is_refused_and_harms_nobody() -> None:
+    config = ServerConfig(token=TOKEN, limits=Limits(message_bytes=10_000))
+    async with running_exchange(config) as exchange:
+        async with await transport(exchange.factory) as sender, await transport(exchange.factory) as receiver:
+            with pytest.raises(MessageTooLargeError) as caught:
+                await sender.send(text(sender, receiver, "x" * 20_000))
+            assert caught.value.limit == 10_000 < caught.value.size
+            await sender.send(text(sender, receiver, "small"))
+            async for message in receiver.listen(5):
+                assert content(message) == "small"
+                break
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 1_000_000, 16_000_000])
+async def test_bodies_of_any_size_pass_unchanged(size: int) -> None:
+    async with running_exchange() as exchange:
+        async with await transport(exchange.factory) as sender, await transport(exchange.factory) as receiver:
+            body = "é" * (size // 2)
+            await sender.send(text(sender, receiver, body))
+            async for message in receiver.listen(20):
+                assert content(message) == body
+                break
+
+
+async def fill(
+    exchange: RunningExchange, sender: HttpExchangeTransport, receiver: HttpExchangeTransport, n: int
+) -> None:
+    for number in range(n):
+        await sender.send(text(sender, receiver, str(number)))
+
+
+async def test_a_sender_into_a_full_mailbox_waits_for_room_and_keeps_its_place() -> None:
+    config = ServerConfig(token=TOKEN, limits=Limits(mailbox_messages=10))
+    async with running_exchange(config) as exchange:
+        async with await transport(exchange.factory) as sender, await transport(exchange.factory) as receiver:
+            await fill(exchange, sender, receiver, 10)
+            late = [asyncio.create_task(sender.send(text(sender, receiver, str(n)))) for n in range(10, 30)]
+            await asyncio.sleep(0.05)
+            assert not any(task.done() for task in late)
+            got: list[str] = []
+            async for message in receiver.listen(5):
+                got.append(content(message))
+                if len(got) == 30:
+                    break
+            await asyncio.gather(*late)
+            assert got == [str(n) for n in range(30)]
+
+
+async def test_a_mailbox_that_stays_full_is_an_error_after_a_while() -> None:
+    config = ServerConfig(token=TOKEN, limits=Limits(mailbox_messages=3), full_wait_s=0.2)
+    async with running_exchange(config) as exchange:
+        async with await transport(exchange.factory) as sender, await transport(exchange.factory) as receiver:
+            await fill(exchange, sender, receiver, 3)
+            with pytest.raises(MailboxFullError, match="stayed full") as caught:
+                await sender.send(text(sender, receiver, "one too many"))
+            assert caught.value.uid == receiver.mailbox_id
+
+
+async def test_who_waits_for_room_in_a_mailbox_that_is_terminated_is_told() -> None:
+    config = ServerConfig(token=TOKEN, limits=Limits(mailbox_messages=1))
+    async with running_exchange(config) as exchange, await transport(exchange.factory) as sender:
+        agent_id = (await sender.register_agent(Agent)).agent_id
+        await sender.send(Message.create(sender.mailbox_id, agent_id, PingRequest()))
+        waiting = asyncio.create_task(sender.send(Message.create(sender.mailbox_id, agent_id, PingRequest())))
+        await asyncio.sleep(0.05)
+        await sender.terminate(agent_id)
+        with pytest.raises(AgentTerminatedError):
+            await waiting
+
+
+async def test_a_reader_that_takes_messages_one_by_one_is_handed_no_more_than_a_window() -> None:
+    async with running_exchange() as exchange:
+        async with await transport(exchange.factory) as sender, await transport(exchange.factory) as receiver:
+            total = 3 * WINDOW_MESSAGES
+            await fill(exchange, sender, receiver, total)
+            stream = receiver.listen(5)
+            first = await anext(stream)
+            await asyncio.sleep(0.1)
+            mailbox = exchange.server.service.registry._records[receiver.mailbox_id.uid].mailbox
+            assert mailbox.ready == total - WINDOW_MESSAGES
+            got = [content(first)] + [content(await anext(stream)) for _ in range(total - 1)]
+            assert got == [str(n) for n in range(total)]
+            await stream.aclose()
+
+
+async def test_a_newer_listener_ends_the_older_one_which_gets_nothing_more() -> None:
+    async with running_exchange() as exchange, await transport(exchange.factory) as owner:
+        registration = await owner.register_agent(Agent)
+        older = await exchange.factory.create_transport(registration.agent_id)
+        newer = await exchange.factory.create_transport(registration.agent_id)
+        ends: list[Exception] = []
+        got_old: list[Message] = []
+        got_new: list[Message] = []
+        await older.subscribe(got_old.append, ends.append)
+        await newer.subscribe(got_new.append, ends.append)
+        await owner.send(Message.create(owner.mailbox_id, registration.agent_id, PingRequest()))
+        await asyncio.sleep(0.05)
+        assert [type(error) for error in ends] == [ListenerSupersededError]
+        assert (len(got_old), len(got_new)) == (0, 1)
+        await older.close()
+        await newer.close()
+
+
+async def test_an_exchange_that_was_restarted_empty_is_told_from_the_old_one() -> None:
+    async with running_proxy(0) as proxy:
+        async with running_exchange() as first:
+            proxy._target_port = first.port
+            client = await first.factory_at(proxy.port).create_user_client()
+            proxy.refuse(True)
+            proxy.cut()
+            await asyncio.sleep(0.05)
+        async with running_exchange() as second:
+            proxy._target_port = second.port
+            proxy.refuse(False)
+            async with asyncio.timeout(10):
+                assert isinstance(await client.wait_ended(), ExchangeChangedError)
+            with pytest.raises(ExchangeChangedError, match="restarted without a state directory"):
+                await client.discover(Agent)
+            await client.close()
+
+
+async def test_an_exchange_that_ends_in_order_says_so_and_nobody_waits() -> None:
+    async with running_exchange() as exchange:
+        client = await exchange.factory.create_user_client()
+        agent_id = (await client.register_agent(Agent)).agent_id
+        call = asyncio.create_task(client.request(agent_id, PingRequest(), tag=agent_id.uid))
+        await asyncio.sleep(0.05)
+    async with asyncio.timeout(2):
+        with pytest.raises(ExchangeUnavailableError, match="was shut down"):
+            await call
+        with pytest.raises(ExchangeUnavailableError, match="was shut down"):
+            await client.discover(Agent)
+        await client.close()
+
+
+async def test_a_route_that_goes_away_without_a_word_is_noticed_by_pings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dial, "HEARTBEAT_S", 0.2)
+    async with running_exchange() as exchange, running_proxy(exchange.port) as proxy:
+        async with await transport(exchange.factory_at(proxy.port)) as client:
+            before = proxy.connections
+            proxy.stall(True)
+            asyncio.get_running_loop().call_later(1.0, proxy.stall, False)
+            async with asyncio.timeout(10):
+                await client.status(client.mailbox_id)
+            assert proxy.connections > before
+
+
+async def test_closing_waits_for_what_is_under_way() -> None:
+    async with running_exchange() as exchange, await transport(exchange.factory) as receiver:
+        sender = await transport(exchange.factory)
+        for number in range(300):
+            await sender.post(text(sender, receiver, str(number)), lambda error: pytest.fail(str(error)))
+        await sender.close()
+        mailbox = exchange.server.service.registry._records[receiver.mailbox_id.uid].mailbox
+        assert len(mailbox) == 300
