@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 import json
 import pickle
 import traceback
@@ -10,6 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, Literal, NoReturn
 
 import msgspec
+import pybase64
 
 from academy_hpc.errors import (
     AcademyError,
@@ -57,7 +57,7 @@ def serialize(value: Any, strategy: Strategy) -> str:
     """
     try:
         if strategy == "pickle":
-            return binascii.b2a_base64(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), newline=False).decode("ascii")
+            return pybase64.b64encode_as_string(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
         return json.dumps(value)
     except Exception as error:
         raise SerializationError(f"{type(value).__name__} can't be sent as {strategy}: {error}") from error
@@ -74,7 +74,7 @@ def deserialize(text: str, strategy: Strategy, allowed: Collection[str] = ALL_ST
         raise DeserializationMethodProhibitedError(strategy, ", ".join(sorted(allowed)))
     try:
         if strategy == "pickle":
-            return pickle.loads(binascii.a2b_base64(text))  # noqa: S301 - allowed by the receiver, see docs
+            return pickle.loads(pybase64.b64decode(text, validate=True))  # noqa: S301 - allowed by the receiver, see docs
         return json.loads(text, object_hook=_exception_hook)
     except Exception as error:
         raise SerializationError(f"A {strategy} value can't be read here: {type(error).__name__}: {error}") from error
@@ -155,7 +155,7 @@ def _pickled(error: BaseException, remote: str) -> str:
     # An __init__ that asks for more than args shows up only here.
     if not isinstance(pickle.loads(data), BaseException):  # noqa: S301 - our own bytes
         raise TypeError(f"{type(error).__name__} is read back as something else")
-    return binascii.b2a_base64(data, newline=False).decode("ascii")
+    return pybase64.b64encode_as_string(data)
 
 
 def _note(remote: Any) -> str:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any, Self
 
-from academy_hpc.errors import AcademyError, AgentTerminatedError, BadEntityIdError, ExchangeUnavailableError
+from academy_hpc.errors import (
+    AcademyError,
+    AgentTerminatedError,
+    BadEntityIdError,
+    BadRequestError,
+    ExchangeUnavailableError,
+)
 from academy_hpc.exchange.transport import AgentRegistration, ExchangeTransport, MailboxStatus
 from academy_hpc.identifiers import AgentId, EntityId, UserId
 from academy_hpc.message import AcademyErrorResponse, Body, Message
@@ -27,7 +34,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# At the end, how long an exchange may take to answer a user who says good-bye.
+# At the end, how long what is under way may take, and an exchange to answer a user who says good-bye.
 LAST_CALL_S = 2.0
 
 RequestHandler = Callable[[Message], Coroutine[Any, Any, None]]
@@ -50,10 +57,17 @@ class ExchangeClient(NoPickleMixin):
         self._pending: dict[uuid.UUID, asyncio.Future[Message]] = {}
         self._requests: dict[uuid.UUID, Message] = {}  # received and not answered, by tag
         self._tasks: set[asyncio.Task[None]] = set()
+        self._casts: set[asyncio.Task[None]] = set()
+        self._task_context: contextvars.Context | None = None
+        # Why no answer can come; None: they can.
+        self._deaf: AcademyError | None = BadRequestError(
+            f"The client of {client_id} does not listen, so it would wait for an answer for ever. "
+            "Create it with start_listener=True."
+        )
         self._ended: AcademyError | None = None
         self._end_event = asyncio.Event()
         self._closed = False
-        self._context: contextvars.Token[ExchangeClient] | None = None
+        self._token: contextvars.Token[ExchangeClient] | None = None
 
     @property
     def client_id(self) -> EntityId:
@@ -66,13 +80,15 @@ class ExchangeClient(NoPickleMixin):
 
     async def __aenter__(self) -> Self:
         """Handles used inside find this client."""
-        self._context = exchange_client.set(self)
+        self._token = exchange_client.set(self)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         """Close."""
-        if self._context is not None:
-            exchange_client.reset(self._context)
+        if self._token is not None:
+            # An asynchronous generator that is finalized by the event loop leaves in another context than it entered.
+            with contextlib.suppress(ValueError):
+                exchange_client.reset(self._token)
         await self.close()
 
     def __repr__(self) -> str:
@@ -81,18 +97,32 @@ class ExchangeClient(NoPickleMixin):
 
     async def start(self) -> None:
         """Listen. Raises BadEntityIdError, MailboxTerminatedError, ExchangeUnavailableError."""
+        # What arrives is read by a task that all clients of the process share; handlers must not see its context.
+        self._task_context = contextvars.copy_context()
+        self._task_context.run(exchange_client.set, self)
+        self._deaf = None
         await self._transport.subscribe(self._on_message, self._on_end)
 
     async def close(self) -> None:
-        """Wait for what is under way, then let go. Pending requests fail."""
+        """Send what is to be sent, then let go. Pending requests fail, request handlers are cancelled."""
         if self._closed:
             return
         self._closed = True
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._transport.close()
-        self._fail_pending(ExchangeUnavailableError("The exchange client was closed."))
+        self._deaf = ExchangeUnavailableError("The exchange client was closed.")
+        self._fail_pending(self._deaf)
+        try:
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            if self._casts:
+                await asyncio.wait(set(self._casts), timeout=LAST_CALL_S)
+        finally:
+            await self._transport.close()
+
+    async def wait_handled(self) -> None:
+        """Until the request handlers that run now have returned, or some seconds have passed."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=LAST_CALL_S)
 
     async def wait_ended(self) -> AcademyError:
         """Until no more messages can come, and why: terminated, superseded, or the exchange is gone."""
@@ -104,7 +134,7 @@ class ExchangeClient(NoPickleMixin):
 
     async def register_agent(self, agent: type, *, name: str | None = None) -> AgentRegistration:
         """Make a mailbox for a new agent of class `agent`. Raises ForbiddenError, ExchangeFullError."""
-        return await self._transport.register_agent(agent, name=name)
+        return await self._open_transport().register_agent(agent, name=name)
 
     async def register_agents(self, agents: list[tuple[type, str | None]]) -> list[AgentRegistration]:
         """Several at once: pairs of class and name."""
@@ -112,33 +142,38 @@ class ExchangeClient(NoPickleMixin):
 
     async def discover(self, agent: type | str, *, allow_subclasses: bool = True) -> tuple[AgentId[Any], ...]:
         """Agents of a class, or with a class of this full name, in the order of registration."""
-        return await self._transport.discover(agent, allow_subclasses=allow_subclasses)
+        return await self._open_transport().discover(agent, allow_subclasses=allow_subclasses)
 
     async def status(self, uid: EntityId) -> MailboxStatus:
         """What is known of a mailbox."""
-        return await self._transport.status(uid)
+        return await self._open_transport().status(uid)
 
     async def terminate(self, uid: EntityId) -> None:
         """Close a mailbox for good; its pending requests are answered with an error."""
-        await self._transport.terminate(uid)
+        await self._open_transport().terminate(uid)
 
     async def heartbeat_status(self, uid: EntityId) -> float | None:
         """Seconds since the last sign of life of an entity; None before the first."""
-        return await self._transport.heartbeat_status(uid)
+        return await self._open_transport().heartbeat_status(uid)
 
     async def update_heartbeat(self) -> None:
         """Give a sign of life. A listening client need not."""
-        await self._transport.update_heartbeat()
+        await self._open_transport().update_heartbeat()
 
     async def agent_stats(self, uid: EntityId) -> MailboxCounters:
         """Counters of a mailbox."""
-        return await self._transport.agent_stats(uid)
+        return await self._open_transport().agent_stats(uid)
+
+    def _open_transport(self) -> ExchangeTransport:
+        if self._closed:
+            raise ExchangeUnavailableError("The exchange client was closed.")
+        return self._transport
 
     # Messages
 
     async def send(self, message: Message) -> None:
         """Return once the exchange holds the message. An answer acknowledges its request. Raises ExchangeError."""
-        await self._transport.send(message, acknowledges=self._answered_by(message))
+        await self._open_transport().send(message, acknowledges=self._answered_by(message))
 
     async def respond(self, request: Message, body: Body, on_failure: Callable[[AcademyError], None]) -> None:
         """Answer `request`, and return as soon as the answer is under way; `on_failure` if it is not stored."""
@@ -159,10 +194,10 @@ class ExchangeClient(NoPickleMixin):
         """Send a request and wait for its answer, however long that takes.
 
         Raises:
-            ExchangeError: It was refused, or the exchange is gone.
+            ExchangeError: It was refused, the client is closed or does not listen, or the exchange is gone.
         """
-        if self._ended is not None:
-            raise type(self._ended)(*self._ended.args)
+        if self._deaf is not None:
+            raise type(self._deaf)(*self._deaf.args)
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._pending[tag] = future
 
@@ -178,8 +213,20 @@ class ExchangeClient(NoPickleMixin):
 
     def cast(self, dest: EntityId, body: Body, *, label: uuid.UUID | None = None) -> None:
         """Send a request in the background; its answer, and whether it arrives, is of no interest."""
-        message = Message.create(self._id, dest, body, label=label)
-        self.spawn(self._transport.post(message, lambda error: logger.debug("%r was not sent: %s", message, error)))
+        if self._closed:
+            return
+        task = asyncio.get_running_loop().create_task(self._cast(Message.create(self._id, dest, body, label=label)))
+        self._casts.add(task)
+        task.add_done_callback(self._casts.discard)
+
+    async def _cast(self, message: Message) -> None:
+        def failed(error: AcademyError) -> None:
+            logger.debug("%r was not sent: %s", message, error)
+
+        try:
+            await self._transport.post(message, failed)
+        except AcademyError as error:
+            failed(error)
 
     def expect(self, tag: uuid.UUID) -> asyncio.Future[Message]:
         """The response with `tag`, to a request that this client did not send itself. Cancel it to forget it."""
@@ -210,6 +257,7 @@ class ExchangeClient(NoPickleMixin):
 
     def _on_end(self, error: AcademyError) -> None:
         self._ended = error
+        self._deaf = self._deaf or error
         self._end_event.set()
         self._fail_pending(error)
 
@@ -220,7 +268,8 @@ class ExchangeClient(NoPickleMixin):
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run something in the background, at the longest until the client is closed."""
-        task = asyncio.get_running_loop().create_task(coroutine)
+        context = None if self._task_context is None else self._task_context.copy()
+        task = asyncio.get_running_loop().create_task(coroutine, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
 
@@ -261,8 +310,10 @@ class UserExchangeClient(ExchangeClient):
         super().__init__(user_id, transport, factory=factory)
 
     async def close(self) -> None:
-        """Terminate the user's mailbox, then close."""
+        """Terminate the user's mailbox, then close. Pending requests fail."""
         if not self._closed:
+            self._deaf = ExchangeUnavailableError("The exchange client was closed.")
+            self._fail_pending(self._deaf)
             try:
                 async with asyncio.timeout(LAST_CALL_S):
                     await self.terminate(self._id)

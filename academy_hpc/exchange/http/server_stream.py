@@ -75,6 +75,9 @@ class StreamConnection:
             await self._socket.close(code=WSCloseCode.PROTOCOL_ERROR, message=b"malformed frame")
         finally:
             writer.cancel()
+            await asyncio.wait([writer])
+            if not writer.cancelled() and (failure_of_writer := writer.exception()) is not None:
+                logger.error("a stream could not be written to", exc_info=failure_of_writer)
             for uid, attached in self._attached.items():
                 self._service.detach(uid, self, attached.session)
 
@@ -188,6 +191,8 @@ class StreamConnection:
                     await self._socket.send_bytes(encode_operations(batch))
         except (ClientConnectionResetError, ConnectionError):
             logger.debug("a stream was closed while written to")
+        finally:
+            await self._socket.close()
 
     def _next_batch(self) -> list[Any]:
         if not self._outbox:

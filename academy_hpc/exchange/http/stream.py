@@ -214,6 +214,9 @@ class Stream:
         finally:
             writer.cancel()
             await dialled.socket.close()
+        await asyncio.wait([writer])
+        if not writer.cancelled():
+            writer.result()  # what it raised is a bug of ours that another connection would meet again
 
     async def _redial(self) -> Dialled:
         assert self._session is not None  # set before the first connection
@@ -349,7 +352,9 @@ class Stream:
                     await socket.send_bytes(encode_operations(batch))
                 self._idle.set()
         except (aiohttp.ClientError, ConnectionError):
-            await socket.close()  # the reader sees it and connects again
+            pass  # the reader sees it and connects again
+        finally:
+            await socket.close()
 
     def _next_batch(self) -> list[Any]:
         for link in list(self._reporting.values()):

@@ -140,7 +140,7 @@ def decode_fields(data: bytes, fields: type[FieldsT]) -> FieldsT:
     """The body of a REST request. Raises BadRequestError."""
     try:
         return msgspec.json.decode(data, type=fields)
-    except (msgspec.MsgspecError, UnicodeError) as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise BadRequestError(f"Missing or invalid field: {error}") from error
 
 
@@ -269,7 +269,7 @@ def decode_from_client(frame: bytes) -> list[FromClient]:
     """The operations of a frame. Raises BadRequestError."""
     try:
         return _from_client.decode(frame)
-    except (msgspec.MsgspecError, UnicodeError) as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise BadRequestError(f"malformed frame: {error}") from error
 
 
@@ -277,7 +277,7 @@ def decode_from_server(frame: bytes) -> list[FromServer]:
     """The operations of a frame. Raises BadRequestError."""
     try:
         return _from_server.decode(frame)
-    except (msgspec.MsgspecError, UnicodeError) as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise BadRequestError(f"malformed frame: {error}") from error
 
 
@@ -304,7 +304,6 @@ def failure_error(code: str, arguments: list[Any]) -> AcademyError:
 _TEXTS: dict[type[RefusedError], str] = {
     BadEntityIdError: "Unknown mailbox ID",
     MailboxTerminatedError: "Mailbox was closed",
-    ForbiddenError: "Incorrect permissions",
 }
 
 
@@ -313,6 +312,7 @@ def error_text(error: AcademyError) -> str:
     for cls, text in _TEXTS.items():
         if isinstance(error, cls):
             return text
+    # Without our advice: whoever can't be let in may be another program.
     return str(error.args[0]) if isinstance(error, UnauthorizedError) else str(error)
 
 
