@@ -61,10 +61,13 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "academy_hpc.exchange.http.connection": ("ConnectionInfo",),
     "academy_hpc.exchange.http.spawn": ("spawn_http_exchange",),
     "academy_hpc.handle": ("Handle",),
-    "academy_hpc.agent": ("Agent", "action", "event", "loop", "timer"),
-    "academy_hpc.runtime": ("Runtime", "RuntimeConfig"),
+    "academy_hpc.agent": ("Agent", "RuntimeConfig", "action", "event", "loop", "timer"),
+    "academy_hpc.runtime": ("Runtime",),
+    "academy_hpc.launch.executor": ("ExecutorLauncher",),
     "academy_hpc.launch.manager": ("Manager",),
     "academy_hpc.launch.parsl": ("ParslLauncher",),
+    "academy_hpc.launch.request": ("AgentLaunch",),
+    "academy_hpc.launch.spec": ("LaunchSpec",),
 }
 _EXPORTS: dict[str, str] = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -1,6 +1,13 @@
 # The names of `academy_hpc.__init__` for type checkers, which can't follow a lazy `__getattr__`. tests/test_project.py
 # compares the two, so a public name is added in both places.
-from academy_hpc.agent import Agent as Agent, action as action, event as event, loop as loop, timer as timer
+from academy_hpc.agent import (
+    Agent as Agent,
+    RuntimeConfig as RuntimeConfig,
+    action as action,
+    event as event,
+    loop as loop,
+    timer as timer,
+)
 from academy_hpc.errors import (
     AcademyError as AcademyError,
     AcademyRemoteError as AcademyRemoteError,
@@ -59,10 +66,13 @@ from academy_hpc.exchange.transport import (
 )
 from academy_hpc.handle import Handle as Handle
 from academy_hpc.identifiers import AgentId as AgentId, EntityId as EntityId, UserId as UserId
+from academy_hpc.launch.executor import ExecutorLauncher as ExecutorLauncher
 from academy_hpc.launch.manager import Manager as Manager
 from academy_hpc.launch.parsl import ParslLauncher as ParslLauncher
+from academy_hpc.launch.request import AgentLaunch as AgentLaunch
+from academy_hpc.launch.spec import LaunchSpec as LaunchSpec
 from academy_hpc.message import Header as Header, Message as Message
-from academy_hpc.runtime import Runtime as Runtime, RuntimeConfig as RuntimeConfig
+from academy_hpc.runtime import Runtime as Runtime
 from academy_hpc.serialization import NoPickleMixin as NoPickleMixin
 
 __version__: str

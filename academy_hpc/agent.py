@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
 from collections.abc import Callable, Coroutine
@@ -16,12 +17,14 @@ from academy_hpc.errors import AgentNotInitializedError
 from academy_hpc.exchange.client import AgentExchangeClient
 from academy_hpc.handle import Handle
 from academy_hpc.identifiers import AgentId, EntityId, typed
+from academy_hpc.serialization import Strategy
 
 __all__ = [
     "ActionContext",
     "ActionOptions",
     "Agent",
     "AgentContext",
+    "RuntimeConfig",
     "action",
     "action_options",
     "actions_of",
@@ -44,6 +47,34 @@ class ActionOptions(msgspec.Struct, frozen=True):
 
     context: bool = False
     idempotent: bool = True
+
+
+class RuntimeConfig(msgspec.Struct, frozen=True):
+    """How a Runtime behaves.
+
+    Attributes:
+        cancel_actions_on_shutdown: Cancel running actions at the end; False: wait for them. The caller of a cancelled
+            action gets `ActionCancelledError`; where the mailbox stays open, the action is run again in the agent's
+            next life instead.
+        max_sync_concurrency: Threads for `Agent.agent_run_sync`; None: as many as Python thinks fit.
+        raise_loop_errors_on_shutdown: Let `run_until_complete` raise what a control loop raised.
+        shutdown_on_loop_error: End the agent when a control loop raises.
+        terminate_on_error: Close the mailbox for good when the agent ends by an error.
+        terminate_on_success: Close the mailbox for good when the agent ends as it was meant to.
+        default_serializer: For results, where the request asks for nothing; None: as the arguments came.
+        allowed_deserializers: How arguments may come: give ``{"json"}`` to read no pickles. None: any.
+        loop_grace_s: Seconds that control loops have to return once shutdown is set; then they are cancelled.
+    """
+
+    cancel_actions_on_shutdown: bool = True
+    max_sync_concurrency: int | None = None
+    raise_loop_errors_on_shutdown: bool = True
+    shutdown_on_loop_error: bool = True
+    terminate_on_error: bool = True
+    terminate_on_success: bool = True
+    default_serializer: Strategy | None = None
+    allowed_deserializers: frozenset[Strategy] | None = None
+    loop_grace_s: float = 10.0
 
 
 class AgentContext(msgspec.Struct):
@@ -116,9 +147,9 @@ class Agent:
     async def agent_run_sync(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run blocking code in a thread, so that the agent goes on; the result of `function`.
 
-        Cancelling the ``await`` does not stop the thread.
+        Cancelling the ``await`` does not stop the thread, and the agent's end does not wait for it.
         """
-        call = functools.partial(function, *args, **kwargs)
+        call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self.agent_context.executor, call)
 
 
@@ -192,7 +223,7 @@ def timer(interval: float | timedelta) -> Callable[[Callable[[Any], Coroutine[An
 def event(name: str) -> Callable[[Callable[[Any], Coroutine[Any, Any, None]]], Any]:
     """Make a coroutine method run each time the `asyncio.Event` in attribute `name` is set; it is cleared after.
 
-    The agent fails to start if it has no such attribute.
+    An attribute that is missing, or is no `asyncio.Event`, is an error of this control loop.
     """
 
     def decorate(method: Callable[[Any], Coroutine[Any, Any, None]]) -> Any:

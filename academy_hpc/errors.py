@@ -200,15 +200,21 @@ class MessageTooLargeError(RefusedError):
 
 
 class MailboxTerminatedError(RefusedError):
-    """The mailbox was closed for good. ``args``: the entity."""
+    """The mailbox was closed for good. ``args``: the entity, and where it is known the reason."""
 
     code = "MAILBOX_TERMINATED"
     status = 419
-    template = "The mailbox of {0} was terminated. Register a new one to go on."
 
-    def __init__(self, uid: Any) -> None:
-        super().__init__(uid)
+    def __init__(self, uid: Any, reason: str | None = None) -> None:
+        super().__init__(*((uid,) if reason is None else (uid, reason)))
         self.uid = uid
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """Whose it was, and the reason or what to do."""
+        if self.reason is not None:
+            return f"{self.uid} has ended: {self.reason}"
+        return f"The mailbox of {self.uid} was terminated. Register a new one to go on."
 
 
 class AgentTerminatedError(MailboxTerminatedError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Generic, Self, TypeVar
 
 from academy_hpc.errors import AcademyRemoteError, ExchangeClientNotFoundError
@@ -25,7 +25,7 @@ from academy_hpc.message import (
     UserErrorResponse,
 )
 from academy_hpc.registry import MailboxCounters
-from academy_hpc.serialization import Strategy, deserialize, deserialize_exception, serialize
+from academy_hpc.serialization import ALL_STRATEGIES, Strategy, deserialize, deserialize_exception, serialize
 
 __all__ = ["Handle"]
 
@@ -48,6 +48,8 @@ class Handle(Generic[AgentT]):
         request_serializer: How arguments travel: "pickle" (default) or "json".
         result_serializer: How the result is to travel; default: as the arguments.
         exception_serializer: How an exception is to travel; default: as the result.
+        allowed_deserializers: How results and exceptions may come: give ``{"json"}`` to read no pickles, and nothing
+            else need be given. None: any.
         timeout: Seconds after which a call fails with TimeoutError and is cancelled; None: never.
     """
 
@@ -60,11 +62,16 @@ class Handle(Generic[AgentT]):
         request_serializer: Strategy | None = None,
         result_serializer: Strategy | None = None,
         exception_serializer: Strategy | None = None,
+        allowed_deserializers: Collection[Strategy] | None = None,
         timeout: float | None = None,
     ) -> None:
         self.agent_id = agent_id
         self._exchange = exchange
         self._ignore_context = ignore_context
+        self._allowed = ALL_STRATEGIES if allowed_deserializers is None else frozenset(allowed_deserializers)
+        if len(self._allowed) == 1:  # ask for nothing that would be refused
+            (only,) = self._allowed
+            request_serializer, result_serializer = request_serializer or only, only
         self._formats = (request_serializer or "pickle", result_serializer, exception_serializer)
         self._timeout = timeout
         self._label = uuid.uuid4()
@@ -93,7 +100,7 @@ class Handle(Generic[AgentT]):
 
     def __reduce__(self) -> Any:
         """Without the exchange, which stays here."""
-        return _restore, (type(self), self.agent_id, self._formats, self._timeout)
+        return _restore, (type(self), self.agent_id, self._formats, self._timeout, self._allowed)
 
     def __repr__(self) -> str:
         """Whom it calls."""
@@ -174,17 +181,17 @@ class Handle(Generic[AgentT]):
             if isinstance(body, ActionRequest):
                 exchange.cast(self.agent_id, CancelRequest(tag), label=self._label)
             raise
-        return _result(answer)
+        return _result(answer, self._allowed)
 
 
-def _result(answer: Message) -> Any:
+def _result(answer: Message, allowed: Collection[Strategy]) -> Any:
     body = answer.decoded()
     if isinstance(body, ActionResponse):
-        return deserialize(body.result[1], body.serialization)
+        return deserialize(body.result[1], body.serialization, allowed)
     if isinstance(body, SuccessResponse):
         return None
     if isinstance(body, UserErrorResponse):
-        raise deserialize_exception(body.exception, body.serialization)
+        raise deserialize_exception(body.exception, body.serialization, allowed)
     if isinstance(body, AcademyErrorResponse):
         raise body.exception()
     raise AcademyRemoteError(f"{answer.src} answered with {type(body).__name__}, which is no answer.")
@@ -195,7 +202,9 @@ def _restore(
     agent_id: EntityId,
     formats: tuple[Strategy, Strategy | None, Strategy | None],
     timeout: float | None,
+    allowed: frozenset[Strategy],
 ) -> Handle[Any]:
     handle = cls(AgentId(agent_id.uid, agent_id.name), timeout=timeout)
+    handle._allowed = allowed
     handle._formats = formats
     return handle

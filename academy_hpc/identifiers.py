@@ -26,6 +26,10 @@ class EntityId(msgspec.Struct, frozen=True, eq=False, forbid_unknown_fields=True
         """Equal is who has the same uid."""
         return isinstance(other, EntityId) and self.uid == other.uid
 
+    def __ne__(self, other: object) -> bool:
+        """The opposite: Struct has an ``!=`` of its own, which Python would take."""
+        return not self == other
+
     def __hash__(self) -> int:
         """Hash of the uid alone."""
         return hash(self.uid)

@@ -236,6 +236,13 @@ class Registry:
         if acknowledges is not None and source is not None:
             self._acknowledge(source, (acknowledges,), effects)
 
+    def check_send(self, header: Header, caller: Caller) -> None:
+        """Whether `caller` may send this. Raises BadEntityIdError, MailboxTerminatedError, ForbiddenError."""
+        self._usable(header.dest, caller)
+        source = self._records.get(header.src.uid)
+        if source is not None:
+            self._check(source, caller)
+
     def has_room(self, entity: EntityId) -> bool:
         """Whether the mailbox takes another message now (also where it is gone: sending then fails at once)."""
         record = self._records.get(entity.uid)
@@ -282,11 +289,13 @@ class Registry:
             return []
         return record.mailbox.take(window)
 
-    def consumed(self, uid: uuid.UUID, session: uuid.UUID, seq: int) -> None:
-        """The listener's program has read all up to number `seq`."""
+    def consumed(self, uid: uuid.UUID, session: uuid.UUID, seq: int) -> bool:
+        """The listener's program has read all up to number `seq`; whether there is something to take now."""
         record = self._records.get(uid)
-        if record is not None and record.mailbox.session == session:
-            record.mailbox.consumed(seq)
+        if record is None or record.mailbox.session != session:
+            return False
+        record.mailbox.consumed(seq)
+        return record.mailbox.ready > 0
 
     def acknowledge(self, uid: uuid.UUID, session: uuid.UUID, seqs: Iterable[int], effects: Effects) -> None:
         """The listener has done with these messages. Late ones, of a fenced-off session, have no effect."""

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
-import msgspec
-
-from academy_hpc.agent import ActionContext, Agent, AgentContext, action_options, actions_of, loops_of
+from academy_hpc.agent import ActionContext, Agent, AgentContext, RuntimeConfig, action_options, actions_of, loops_of
 from academy_hpc.errors import (
     AcademyError,
     ActionInterruptedError,
     AgentLoopError,
     BadEntityIdError,
+    BadRequestError,
+    ExchangeFullError,
+    ListenerSupersededError,
     MailboxFullError,
     MailboxTerminatedError,
     RefusedError,
@@ -55,33 +57,10 @@ logger = logging.getLogger(__name__)
 AgentT = TypeVar("AgentT", bound=Agent)
 
 # Error codes of docs/protocol.md, section 6.
-PING_CANCELLED, NOTHING_TO_CANCEL, ACTION_CANCELLED, INCOMPATIBLE_VERSION = 1, 2, 3, 5
+MAILBOX_TERMINATED, PING_CANCELLED, NOTHING_TO_CANCEL, ACTION_CANCELLED, INCOMPATIBLE_VERSION = 0, 1, 2, 3, 5
 
-
-class RuntimeConfig(msgspec.Struct, frozen=True):
-    """How a Runtime behaves.
-
-    Attributes:
-        cancel_actions_on_shutdown: Cancel running actions at the end; False: wait for them.
-        max_sync_concurrency: Threads for `Agent.agent_run_sync`; None: as many as Python thinks fit.
-        raise_loop_errors_on_shutdown: Let `run_until_complete` raise what a control loop raised.
-        shutdown_on_loop_error: End the agent when a control loop raises.
-        terminate_on_error: Close the mailbox for good when the agent ends by an error.
-        terminate_on_success: Close the mailbox for good when the agent ends as it was meant to.
-        default_serializer: For results, where the request asks for nothing; None: as the arguments came.
-        allowed_deserializers: How arguments may come: give ``{"json"}`` to read no pickles. None: any.
-        loop_grace_s: Seconds that control loops have to return once shutdown is set; then they are cancelled.
-    """
-
-    cancel_actions_on_shutdown: bool = True
-    max_sync_concurrency: int | None = None
-    raise_loop_errors_on_shutdown: bool = True
-    shutdown_on_loop_error: bool = True
-    terminate_on_error: bool = True
-    terminate_on_success: bool = True
-    default_serializer: Strategy | None = None
-    allowed_deserializers: frozenset[Strategy] | None = None
-    loop_grace_s: float = 10.0
+# How long an answer waits before it is sent again to a mailbox, or an exchange, that was full.
+FULL_PAUSE_S = 1.0
 
 
 class Runtime(NoPickleMixin, Generic[AgentT]):
@@ -104,7 +83,8 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
         self._factory = exchange_factory
         self._registration = registration
         self._config = config or RuntimeConfig()
-        self._allowed = self._config.allowed_deserializers or ALL_STRATEGIES
+        allowed = self._config.allowed_deserializers
+        self._allowed = ALL_STRATEGIES if allowed is None else allowed
         self._actions = actions_of(agent)
         self._running: dict[uuid.UUID, asyncio.Task[Any]] = {}
         self._cancelled: set[uuid.UUID] = set()
@@ -131,8 +111,7 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
         try:
             self._client = await self._factory.create_agent_client(self._registration, self._handle)
             token = exchange_client.set(self._client)
-            with ThreadPoolExecutor(self._config.max_sync_concurrency, f"{self.agent_id}") as executor:
-                await self._live(self._client, executor)
+            await self._live(self._client)
         finally:
             if token is not None:
                 exchange_client.reset(token)
@@ -178,21 +157,24 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
 
     # Life
 
-    async def _live(self, client: AgentExchangeClient, executor: ThreadPoolExecutor) -> None:
+    async def _live(self, client: AgentExchangeClient) -> None:
+        executor = ThreadPoolExecutor(self._config.max_sync_concurrency, f"{self.agent_id}")
         self.agent._agent_context = AgentContext(self.agent_id, client, executor, self._shutdown)
         watch = asyncio.create_task(self._watch(client))
         try:
-            if await self._start():
-                await self._run_loops()
-                await self._end_actions()
-                await self._call_safely(self.agent.agent_on_shutdown)
+            if await self._start(client):
+                await self._work(client)
+        except BaseException:  # cancelled; what goes wrong in the agent is collected
+            self._expected = False
+            raise
         finally:
             watch.cancel()
             await self._leave(client)
+            executor.shutdown(wait=False, cancel_futures=True)  # waiting would stop the event loop
             self.agent._agent_context = None
         self._raise_errors()
 
-    async def _start(self) -> bool:
+    async def _start(self, client: AgentExchangeClient) -> bool:
         try:
             await self.agent.agent_on_startup()
         except Exception as error:  # noqa: BLE001 - whatever the agent raises ends it, and is raised again at the end
@@ -200,20 +182,34 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
             self._errors.append(error)
             self.signal_shutdown(expected=False)
         self._started.set()
+        if self._failed_start:
+            await client.wait_handled()  # who asked is told that it did not start
         return not self._failed_start
 
-    async def _run_loops(self) -> None:
-        tasks = [
+    async def _work(self, client: AgentExchangeClient) -> None:
+        loops = [
             asyncio.create_task(self._run_loop(name, method), name=f"{self.agent_id} {name}")
             for name, method in loops_of(self.agent).items()
         ]
-        await self._shutdown.wait()
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=self._config.loop_grace_s)
-            for task in late:
-                logger.warning("%s did not return within %s s of shutdown", task.get_name(), self._config.loop_grace_s)
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            await self._shutdown.wait()
+            if loops:
+                await asyncio.wait(loops, timeout=self._config.loop_grace_s)
+        except asyncio.CancelledError:
+            self.signal_shutdown(expected=False)
+            self._abandon_actions()
+            raise
+        finally:
+            await self._end_loops(loops)
+            await self._end_actions(client)
+            await self._call_safely(self.agent.agent_on_shutdown)
+
+    async def _end_loops(self, loops: list[asyncio.Task[None]]) -> None:
+        late = [task for task in loops if not task.done()]
+        for task in late:
+            logger.warning("%s is cancelled: it did not return in time after shutdown", task.get_name())
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
 
     async def _run_loop(self, name: str, method: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         try:
@@ -227,21 +223,31 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
             if self._config.shutdown_on_loop_error:
                 self.signal_shutdown(expected=False)
 
-    async def _end_actions(self) -> None:
-        tasks = [task for task in self._running.values() if task is not asyncio.current_task()]
+    async def _end_actions(self, client: AgentExchangeClient) -> None:
         if self._config.cancel_actions_on_shutdown:
-            for tag, task in self._running.items():
-                self._cancelled.add(tag)
+            if self._will_terminate():  # otherwise they are not answered, and run again in the next life
+                self._cancelled.update(tag for tag, task in self._running.items() if not task.cancelling())
+            self._abandon_actions()
+        while self._running:  # an action that ends may call another one of its own agent
+            await asyncio.wait(self._running.values())
+        await client.wait_handled()
+
+    def _abandon_actions(self) -> None:
+        """Cancel them; their requests are not answered, unless they are in `_cancelled`."""
+        for task in self._running.values():
+            if not task.cancelling():
                 task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
 
     async def _watch(self, client: AgentExchangeClient) -> None:
         """End when no more messages can come: terminated by somebody else, superseded, or the exchange is gone."""
         error = await client.wait_ended()
-        if not self._shutdown.is_set() and not isinstance(error, MailboxTerminatedError):
+        terminated = isinstance(error, MailboxTerminatedError)
+        if not self._shutdown.is_set() and not terminated:
             self._errors.append(error)
-        self.signal_shutdown(expected=isinstance(error, MailboxTerminatedError), terminate=False)
+        self.signal_shutdown(expected=terminated)
+        self._terminate = False  # the mailbox is gone, out of reach, or another copy's
+        if isinstance(error, ListenerSupersededError):
+            self._abandon_actions()  # the other copy runs them
 
     async def _call_safely(self, function: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -250,12 +256,14 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
             self._errors.append(error)
             self._expected = False
 
+    def _will_terminate(self) -> bool:
+        if self._terminate is not None:
+            return self._terminate
+        return self._config.terminate_on_success if self._expected else self._config.terminate_on_error
+
     async def _leave(self, client: AgentExchangeClient) -> None:
-        terminate = self._terminate
-        if terminate is None:
-            terminate = self._config.terminate_on_success if self._expected else self._config.terminate_on_error
         try:
-            if terminate:
+            if self._will_terminate():
                 await client.terminate(self.agent_id)
         except AcademyError as error:
             logger.warning("could not terminate the mailbox of %s: %s", self.agent_id, error)
@@ -292,26 +300,39 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
         elif isinstance(body, ShutdownRequest):
             await self._answer(request, SuccessResponse())
             self.signal_shutdown(terminate=body.terminate)
+        else:
+            await self._answer_error(request, BadRequestError(f"{type(body).__name__} is no request"), "json")
 
     async def _serve_action(self, request: Message, body: ActionRequest) -> None:
+        if self._shutdown.is_set() and (self._failed_start or request.src.uid != self.agent_id.uid):
+            # Running actions may need others of their own agent; anybody else comes too late.
+            await self._answer_late(request)
+            return
         task = asyncio.current_task()
         assert task is not None  # every request has a task of its own
         self._running[request.tag] = task
-        exception_format = body.exception_serialization or body.result_serialization or body.serialization
         try:
             answer = await self._run_action(request, body)
         except asyncio.CancelledError:
-            if request.tag not in self._cancelled:
-                raise  # not by us: the process is ending, and the request is to be delivered again
-            self._cancelled.discard(request.tag)
-            task.uncancel()
-            await self._answer(request, AcademyErrorResponse(ACTION_CANCELLED))
+            if task.cancelling() and request.tag not in self._cancelled:
+                raise  # not by the caller: the request is to be delivered again
+            answer = AcademyErrorResponse(ACTION_CANCELLED)
         except Exception as error:  # noqa: BLE001 - whatever the action raises goes to the caller
-            await self._answer_error(request, error, exception_format)
-        else:
-            await self._answer(request, answer)
+            answer = _error_answer(
+                error, body.exception_serialization or body.result_serialization or body.serialization
+            )
         finally:
-            self._running.pop(request.tag, None)
+            # From here on a cancellation comes too late, and must not take the answer with it.
+            del self._running[request.tag]
+            if request.tag in self._cancelled:
+                self._cancelled.discard(request.tag)
+                task.uncancel()
+        await self._answer(request, answer)
+
+    async def _answer_late(self, request: Message) -> None:
+        """The agent is ending: the exchange will refuse the request, or keep it for the next life."""
+        if self._will_terminate():
+            await self._answer(request, AcademyErrorResponse(MAILBOX_TERMINATED, self.agent_id))
 
     async def _run_action(self, request: Message, body: ActionRequest) -> Body:
         method = self._actions.get(body.action)
@@ -332,24 +353,31 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
         task.cancel()
         return SuccessResponse()
 
-    async def _answer(self, request: Message, body: Body) -> None:
+    async def _answer(self, request: Message, body: Body, *, final: bool = False) -> None:
         assert self._client is not None  # requests only come through it
-        client = self._client
+        await self._client.respond(request, body, functools.partial(self._answer_lost, request, body, final))
 
-        def failed(error: AcademyError) -> None:
-            self._answer_lost(client, request, error)
+    async def _answer_error(
+        self, request: Message, error: BaseException, strategy: Strategy, *, final: bool = False
+    ) -> None:
+        await self._answer(request, _error_answer(error, strategy), final=final)
 
-        await client.respond(request, body, failed)
-
-    async def _answer_error(self, request: Message, error: BaseException, strategy: Strategy) -> None:
-        text, used = serialize_exception(error, strategy)
-        await self._answer(request, UserErrorResponse(text, used))
-
-    def _answer_lost(self, client: AgentExchangeClient, request: Message, error: AcademyError) -> None:
-        """The exchange did not take an answer: say why to the caller, if there still is one."""
+    def _answer_lost(self, request: Message, body: Body, final: bool, error: AcademyError) -> None:
+        """The exchange did not take an answer. `final`: it was one that told of such a failure."""
+        assert self._client is not None  # it has tried
         if isinstance(error, (MailboxTerminatedError, BadEntityIdError)):
-            client.drop(request)  # nobody waits for it any more
-        elif isinstance(error, RefusedError) and not isinstance(error, MailboxFullError):
-            client.spawn(self._answer_error(request, error, "json"))
+            self._client.drop(request)  # nobody waits for it any more
+        elif isinstance(error, (MailboxFullError, ExchangeFullError)):
+            self._client.spawn(self._answer_again(request, body, final))
+        elif isinstance(error, RefusedError) and not final:
+            self._client.spawn(self._answer_error(request, error, "json", final=True))
         else:
             logger.error("could not answer %r: %s", request, error)
+
+    async def _answer_again(self, request: Message, body: Body, final: bool) -> None:
+        await asyncio.sleep(FULL_PAUSE_S)
+        await self._answer(request, body, final=final)
+
+
+def _error_answer(error: BaseException, strategy: Strategy) -> UserErrorResponse:
+    return UserErrorResponse(*serialize_exception(error, strategy))

@@ -37,6 +37,8 @@ __all__ = [
 Strategy = Literal["pickle", "json"]
 ALL_STRATEGIES: frozenset[Strategy] = frozenset({"pickle", "json"})
 
+_NOTE = "\nRemote traceback:\n"
+
 
 class NoPickleMixin:
     """For objects that hold a connection: pickling one is a mistake that should be told at once."""
@@ -116,10 +118,14 @@ def serialize_exception(error: BaseException, strategy: Strategy) -> tuple[str, 
 
 
 def deserialize_exception(text: str, strategy: Strategy, allowed: Collection[str] = ALL_STRATEGIES) -> BaseException:
-    """The exception that `text` holds; where it can't be had, an error that says so."""
+    """The exception that `text` holds; where it can't be had, an error that says so, with the remote traceback."""
     try:
         value = deserialize(text, strategy, allowed)
+    except DeserializationMethodProhibitedError as error:
+        return error
     except SerializationError as error:
+        for note in _notes_in(text) if strategy == "pickle" else ():
+            error.add_note(note)
         return error
     return value if isinstance(value, BaseException) else AcademyRemoteError(str(value))
 
@@ -159,7 +165,18 @@ def _pickled(error: BaseException, remote: str) -> str:
 
 
 def _note(remote: Any) -> str:
-    return f"\nRemote traceback:\n{remote}"
+    return f"{_NOTE}{remote}"
+
+
+def _notes_in(text: str) -> list[str]:
+    """The remote tracebacks in a pickle that can't be loaded: read over, nothing in it is run."""
+    import pickletools  # rarely needed
+
+    try:
+        operations = pickletools.genops(pybase64.b64decode(text, validate=True))
+        return [value for _, value, _ in operations if isinstance(value, str) and value.startswith(_NOTE)]
+    except ValueError:
+        return []
 
 
 def _entity_or_value(item: Any) -> Any:

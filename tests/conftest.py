@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING
 
 import blockbuster
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.exchange_server import RunningExchange
 
 __all__: list[str] = []
 
@@ -35,7 +39,19 @@ def _no_blocking_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             seen.append(f"{self}\n{''.join(traceback.format_stack(limit=12)[:-2])}")
 
     monkeypatch.setattr("blockbuster.blockbuster.BlockingError", Remembered)
-    with blockbuster.blockbuster_ctx("academy_hpc"):
+    with blockbuster.blockbuster_ctx("academy_hpc") as detector:
+        # A log record is written where it is made; here it goes to files of pytest.
+        for name in ("io.TextIOWrapper.write", "io.BufferedWriter.write"):
+            detector.functions[name].can_block_in("logging/__init__.py", "emit")
         yield
     if seen:
         pytest.fail("\n".join(seen), pytrace=False)
+
+
+@pytest.fixture
+async def exchange() -> AsyncIterator[RunningExchange]:
+    """An exchange in this process, with a token, on a port of loopback; ``exchange.factory`` reaches it."""
+    from tests.exchange_server import running_exchange
+
+    async with running_exchange() as running:
+        yield running

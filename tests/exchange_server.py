@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
+from academy_hpc.exchange.http.auth import Authenticator
 from academy_hpc.exchange.http.client import HttpExchangeFactory
 from academy_hpc.exchange.http.connection import ConnectionInfo
 from academy_hpc.exchange.http.dial import ClientOptions
@@ -33,13 +34,15 @@ class RunningExchange(msgspec.Struct):
 
 
 @contextlib.asynccontextmanager
-async def running_exchange(config: ServerConfig | None = None, *, port: int = 0) -> AsyncIterator[RunningExchange]:
+async def running_exchange(
+    config: ServerConfig | None = None, *, port: int = 0, authenticator: Authenticator | None = None
+) -> AsyncIterator[RunningExchange]:
     """Serve until the block ends."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("127.0.0.1", port))
     sock.listen()
-    server = ExchangeServer(config or ServerConfig(token=TOKEN))
+    server = ExchangeServer(config or ServerConfig(token=TOKEN), authenticator=authenticator)
     await server.start(sock)
     exchange = RunningExchange(server, sock.getsockname()[1], None)  # type: ignore[arg-type]
     exchange.factory = exchange.factory_at(exchange.port)

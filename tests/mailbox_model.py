@@ -67,7 +67,6 @@ class Box:
         self.outgoing = 0
         self.shared = False
         self.listener: Listener | None = None
-        self.former: uuid.UUID | None = None
 
     def counters(self) -> MailboxCounters:
         ready = sum(not item.out for item in self.items.values())

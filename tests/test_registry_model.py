@@ -7,7 +7,7 @@ restart delivers.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,7 @@ from academy_hpc.identifiers import AgentId, EntityId, UserId
 from academy_hpc.message import ActionRequest, Message, SuccessResponse
 from academy_hpc.registry import Caller, Effects, Limits, MailboxCounters, Registry
 from tests.mailbox_model import Box, Item, Listener, check_effects
+from tests.stored_registry import finish
 
 __all__: list[str] = []
 
@@ -39,12 +40,6 @@ GUEST = Caller("guest", frozenset({"guests"}))
 LIMITS = Limits(mailbox_messages=6, max_attempts=2)
 EVERYTHING = Window(messages=10_000, limit_bytes=1 << 40)
 AGENT_CLASS = "academy.agent.Agent"
-
-
-def finish(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine that never waits."""
-    with pytest.raises(StopIteration):
-        coroutine.send(None)
 
 
 class RegistryMachine(RuleBasedStateMachine):
@@ -81,12 +76,22 @@ class RegistryMachine(RuleBasedStateMachine):
         if box is not None:
             self.put(box, Item(header.response(), 0, error))
 
-    def listener(self, entity: EntityId) -> tuple[Box, Listener] | None:
-        """The mailbox and its connected listener."""
-        box = self.boxes.get(entity.uid)
-        if box is None or box.listener is None or not box.listener.connected:
-            return None
+    def listener(self, entity: EntityId) -> tuple[Box, Listener]:
+        """The mailbox and its listener, connected if it was not."""
+        box = self.boxes[entity.uid]
+        if box.listener is None:
+            self.attach(entity)
+        elif not box.listener.connected:
+            self.resume(entity)
+        assert box.listener is not None
         return box, box.listener
+
+    def holding(self, entity: EntityId) -> tuple[Box, Listener]:
+        """The mailbox and its listener, which has received something if there is anything."""
+        box, listener = self.listener(entity)
+        if not listener.held:
+            self.take(entity, 8, 8, read=True)
+        return box, listener
 
     def refusal(self, message: Message, *, repeated: bool = False) -> type[errors.AcademyError] | None:
         """Why the owner may not send `message` now."""
@@ -116,18 +121,6 @@ class RegistryMachine(RuleBasedStateMachine):
         self.boxes[entity.uid] = Box(entity)
         return entity
 
-    @rule(entity=entities, caller=st.sampled_from([OWNER, GUEST]))
-    def create_again(self, entity: EntityId, caller: Caller) -> None:
-        """Nothing changes; a terminated mailbox stays terminated."""
-        effects = Effects()
-        box = self.boxes.get(entity.uid)
-        if box is not None and caller is GUEST and not box.shared:
-            with pytest.raises(errors.ForbiddenError):
-                self.registry.create(entity, ("pkg.Other",), caller, effects)
-        else:
-            self.registry.create(entity, ("pkg.Other",), caller, effects)
-        assert effects.changes == []
-
     @rule(entity=consumes(entities))
     def terminate(self, entity: EntityId) -> None:
         """Every pending request is answered exactly once, if its requester is still there."""
@@ -149,14 +142,17 @@ class RegistryMachine(RuleBasedStateMachine):
 
     # Sending
 
-    @rule(target=sent, source=entities, dest=entities, size=st.integers(0, 300))
-    def request(self, source: EntityId, dest: EntityId, size: int) -> Any:
+    @rule(target=sent, source=entities, dest=entities, sizes=st.lists(st.integers(0, 300), min_size=1, max_size=3))
+    def requests(self, source: EntityId, dest: EntityId, sizes: list[int]) -> Any:
+        return multiple(*[message for size in sizes if (message := self.request(source, dest, size))])
+
+    def request(self, source: EntityId, dest: EntityId, size: int) -> Message | None:
         """A request is pending with its receiver until it is answered."""
         message = Message.create(source, dest, ActionRequest("run", "x" * size, "", "json"))
         if (error := self.refusal(message)) is not None:
             with pytest.raises(error):
                 self.registry.send(message, OWNER, Effects())
-            return multiple()
+            return None
         with self.committed() as effects:
             self.registry.send(message, OWNER, effects)
         self.accepted(message)
@@ -174,6 +170,16 @@ class RegistryMachine(RuleBasedStateMachine):
         elif source is not None and source.pending.pop(message.tag, None) is not None:
             source.completed += 1
 
+    def create_again(self, entity: EntityId, caller: Caller) -> None:
+        """Nothing changes, but somebody else is told that it is not theirs."""
+        effects = Effects()
+        if caller is GUEST and not self.boxes[entity.uid].shared:
+            with pytest.raises(errors.ForbiddenError):
+                self.registry.create(entity, ("pkg.Other",), caller, effects)
+        else:
+            self.registry.create(entity, ("pkg.Other",), caller, effects)
+        assert effects.changes == []
+
     @rule(dest=entities)
     def request_from_nowhere(self, dest: EntityId) -> None:
         """The source need not have a mailbox."""
@@ -182,6 +188,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(source=entities, dest=entities)
     def request_of_a_guest(self, source: EntityId, dest: EntityId) -> None:
         """One needs rights on the destination, and on a source that exists."""
+        self.create_again(dest, GUEST)
         message = Message.create(source, dest, ActionRequest("run", "", "", "json"))
         allowed = self.boxes[source.uid].shared and self.boxes[dest.uid].shared
         error = self.refusal(message) if allowed else errors.ForbiddenError
@@ -221,11 +228,22 @@ class RegistryMachine(RuleBasedStateMachine):
         for item in box.items.values():
             item.out = False
         if box.listener is not None:
-            box.former = box.listener.session
+            self.fenced_off(box, box.listener.session)
         box.listener = listener
         for header in [box.items.pop(seq).header for seq in given_up]:
             if header.kind == "request" and box.pending.pop(header.tag, None) is not None:
                 self.answer(header, errors.DeliveryFailedError)
+
+    def fenced_off(self, box: Box, former: uuid.UUID) -> None:
+        """Whatever a listener does after a newer one has come has no effect."""
+        uid, effects = box.entity.uid, Effects()
+        with pytest.raises(errors.ListenerSupersededError):
+            self.registry.attach(box.entity, former, OWNER, effects, now=0.0, resume=(0, []))
+        assert self.registry.take(uid, former, EVERYTHING) == []
+        self.registry.acknowledge(uid, former, range(100), effects)
+        self.registry.consumed(uid, former, 100)
+        self.registry.detach(uid, former, now=0.0)
+        assert effects.changes == []
 
     @rule(entity=entities)
     def resume(self, entity: EntityId) -> None:
@@ -249,33 +267,16 @@ class RegistryMachine(RuleBasedStateMachine):
                 item.attempts, item.out = item.attempts - 1, False
 
     @rule(entity=entities)
-    def resume_too_late(self, entity: EntityId) -> None:
-        """A newer listener fences the older one off."""
-        former = self.boxes[entity.uid].former
-        if former is None:
-            return
-        effects = Effects()
-        with pytest.raises(errors.ListenerSupersededError):
-            self.registry.attach(entity, former, OWNER, effects, now=0.0, resume=(0, []))
-        assert self.registry.take(entity.uid, former, EVERYTHING) == []
-        self.registry.acknowledge(entity.uid, former, range(100), effects)
-        self.registry.consumed(entity.uid, former, 100)
-        self.registry.detach(entity.uid, former, now=0.0)
-        assert effects.changes == []
-
-    @rule(entity=entities)
     def detach(self, entity: EntityId) -> None:
         """The listener is gone for now: nothing happens to its messages."""
-        if found := self.listener(entity):
-            self.registry.detach(entity.uid, found[1].session, now=0.0)
-            found[1].connected = False
+        listener = self.listener(entity)[1]
+        self.registry.detach(entity.uid, listener.session, now=0.0)
+        listener.connected = False
 
-    @rule(entity=entities, messages=st.integers(1, 8), arrive=st.integers(0, 8))
-    def take(self, entity: EntityId, messages: int, arrive: int) -> None:
+    @rule(entity=entities, messages=st.integers(1, 8), arrive=st.integers(0, 8), read=st.booleans())
+    def take(self, entity: EntityId, messages: int, arrive: int, read: bool) -> None:
         """The exchange hands out the oldest that are ready, as the window allows, each at most `max_attempts` times."""
-        if not (found := self.listener(entity)):
-            return
-        box, listener = found
+        box, listener = self.listener(entity)
         taken = self.registry.take(entity.uid, listener.session, Window(messages=messages))
         ready = [seq for seq, item in box.items.items() if not item.out]
         room = max(0, messages - len(listener.unread))
@@ -288,33 +289,30 @@ class RegistryMachine(RuleBasedStateMachine):
         listener.under_way.extend(taken)
         listener.unread += [delivery.seq for delivery in taken]
         self.arrive(entity, arrive)
+        if read:
+            self.consumed(entity)
 
     @rule(entity=entities, count=st.integers(1, 4))
     def arrive(self, entity: EntityId, count: int) -> None:
         """Within a session numbers rise: nothing is doubled, and first in is first out for each pair."""
-        if not (found := self.listener(entity)):
-            return
-        listener = found[1]
+        listener = self.listener(entity)[1]
         for _ in range(min(count, len(listener.under_way))):
             delivery = listener.under_way.popleft()
             assert delivery.seq > listener.received
             listener.received = delivery.seq
             listener.held[delivery.seq] = delivery.message
 
-    @rule(entity=entities)
     def consumed(self, entity: EntityId) -> None:
         """The listener's program has read all that arrived: the window is open for as much."""
-        if found := self.listener(entity):
-            listener = found[1]
-            self.registry.consumed(entity.uid, listener.session, listener.received)
-            listener.unread = [seq for seq in listener.unread if seq > listener.received]
+        listener = self.listener(entity)[1]
+        self.registry.consumed(entity.uid, listener.session, listener.received)
+        listener.unread = [seq for seq in listener.unread if seq > listener.received]
 
     @rule(entity=entities, data=st.data(), lost=st.booleans())
     def acknowledge(self, entity: EntityId, data: st.DataObject, lost: bool) -> None:
-        found = self.listener(entity)
-        if not found or not found[1].held:
+        box, listener = self.holding(entity)
+        if not listener.held:
             return
-        box, listener = found
         seqs = data.draw(st.lists(st.sampled_from(list(listener.held)), min_size=1, max_size=3), label="seqs")
         for seq in seqs:
             listener.held.pop(seq, None)
@@ -329,11 +327,10 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(target=sent, entity=entities, data=st.data(), lost=st.booleans())
     def respond(self, entity: EntityId, data: st.DataObject, lost: bool) -> Any:
         """A response and the acknowledgement of its request take effect together, or not at all."""
-        found = self.listener(entity)
-        requests = [seq for seq, message in found[1].held.items() if message.is_request] if found else []
-        if not found or not requests:
+        box, listener = self.holding(entity)
+        requests = [seq for seq, message in listener.held.items() if message.is_request]
+        if not requests:
             return multiple()
-        box, listener = found
         seq = data.draw(st.sampled_from(requests), label="seq")
         response = listener.held[seq].create_response(SuccessResponse())
         repeated = (entity.uid, response.tag, "response") in self.recognised
@@ -420,4 +417,4 @@ class RegistryMachine(RuleBasedStateMachine):
 
 
 TestRegistry = RegistryMachine.TestCase
-TestRegistry.settings = settings(max_examples=150, stateful_step_count=60)
+TestRegistry.settings = settings(max_examples=150, stateful_step_count=50)

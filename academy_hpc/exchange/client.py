@@ -114,8 +114,7 @@ class ExchangeClient(NoPickleMixin):
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            if self._casts:
-                await asyncio.wait(set(self._casts), timeout=LAST_CALL_S)
+            await self._send_casts()
         finally:
             await self._transport.close()
 
@@ -238,6 +237,10 @@ class ExchangeClient(NoPickleMixin):
     def _answered_by(self, message: Message) -> Message | None:
         return None if message.is_request else self._requests.pop(message.tag, None)
 
+    async def _send_casts(self) -> None:
+        if self._casts:
+            await asyncio.wait(set(self._casts), timeout=LAST_CALL_S)
+
     # What arrives
 
     def _on_message(self, message: Message) -> None:
@@ -314,6 +317,7 @@ class UserExchangeClient(ExchangeClient):
         if not self._closed:
             self._deaf = ExchangeUnavailableError("The exchange client was closed.")
             self._fail_pending(self._deaf)
+            await self._send_casts()
             try:
                 async with asyncio.timeout(LAST_CALL_S):
                     await self.terminate(self._id)

@@ -8,7 +8,7 @@ from benchmarks.process import CpuMeter, private_bytes
 
 __all__ = ["measure"]
 
-WARM_UP_LISTENERS = 100
+WARM_UP_LISTENERS = 50
 SETTLE_S = 1.0
 LIMIT_S = 60.0
 

@@ -13,7 +13,7 @@ from benchmarks.process import CpuMeter
 __all__ = ["OUTSTANDING", "measure"]
 
 OUTSTANDING = 64
-LIMIT_S = 60.0
+LIMIT_S = 20.0
 
 
 async def measure(bench: Bench, exchange: Exchange) -> None:

@@ -64,8 +64,8 @@ class Channel(Protocol):
     async def call(self, method: str, *arguments: Any) -> Any:
         """An operation by name (exchange/http/operations.py)."""
 
-    async def post(self, message: Message, outcome: Any, acknowledges: int | None) -> None:
-        """Put a message under way; `outcome` is called once, with None or an error."""
+    async def post(self, message: Message, outcome: Any, acknowledges: int | None, *, waits: bool) -> None:
+        """Put a message under way; `outcome` is called once, with None (soon if somebody `waits`) or an error."""
 
     async def attach(self, on_message: OnMessage, on_end: OnEnd, *, one_by_one: bool = False) -> None:
         """Listen. `one_by_one`: what is not acknowledged counts as not read, and holds up the exchange."""
@@ -89,9 +89,9 @@ class StreamChannel:
         """See `Channel`."""
         return await self._stream.call(method, *arguments)
 
-    async def post(self, message: Message, outcome: Any, acknowledges: int | None) -> None:
+    async def post(self, message: Message, outcome: Any, acknowledges: int | None, *, waits: bool) -> None:
         """See `Channel`."""
-        await self._stream.post(self._link, message, outcome, acknowledges=acknowledges)
+        await self._stream.post(self._link, message, outcome, acknowledges=acknowledges, waits=waits)
 
     async def attach(self, on_message: OnMessage, on_end: OnEnd, *, one_by_one: bool = False) -> None:
         """See `Channel`."""
@@ -214,7 +214,7 @@ class HttpExchangeTransport(ExchangeTransportMixin):
             else:
                 future.set_exception(error)
 
-        await self._channel.post(message, outcome, _seq(acknowledges))
+        await self._channel.post(message, outcome, _seq(acknowledges), waits=True)
         await future
 
     async def post(self, message: Message, on_failure: OnEnd, *, acknowledges: Message | None = None) -> None:
@@ -224,7 +224,7 @@ class HttpExchangeTransport(ExchangeTransportMixin):
             if error is not None:
                 on_failure(error)
 
-        await self._channel.post(message, outcome, _seq(acknowledges))
+        await self._channel.post(message, outcome, _seq(acknowledges), waits=False)
 
     async def subscribe(self, on_message: OnMessage, on_end: OnEnd) -> None:
         """See `ExchangeTransport`."""

@@ -10,7 +10,7 @@ import uuid
 from collections import deque
 
 from academy_hpc.errors import AcademyError
-from academy_hpc.exchange.http.wire import MAX_UNCONFIRMED, Acknowledge, Attach, Deliver
+from academy_hpc.exchange.http.wire import MAX_UNCONFIRMED, UNHURRIED, Acknowledge, Attach, Deliver
 from academy_hpc.exchange.transport import OnEnd, OnMessage
 from academy_hpc.identifiers import EntityId
 from academy_hpc.message import Message
@@ -85,10 +85,15 @@ class Link:
         self._held.pop(seq, None)
 
     @property
+    def has_report(self) -> bool:
+        """Whether there is something done that the exchange does not know."""
+        return bool(self._done)
+
+    @property
     def must_report(self) -> bool:
-        """Whether the exchange should hear of what was done, or of room in the window."""
+        """Whether the exchange should hear of what was done, or of room in the window, without delay."""
         return (
-            bool(self._done)
+            len(self._done) >= UNHURRIED
             or self._unreported_messages >= WINDOW_MESSAGES // 4
             or self._unreported_bytes > WINDOW_BYTES // 8
         )

@@ -60,7 +60,12 @@ class RestChannel:
         return await getattr(self, f"_{method}")(*arguments)
 
     async def post(
-        self, message: Message, outcome: Callable[[AcademyError | None], None], acknowledges: int | None
+        self,
+        message: Message,
+        outcome: Callable[[AcademyError | None], None],
+        acknowledges: int | None,
+        *,
+        waits: bool,
     ) -> None:
         """See `Channel`. Messages for one destination go one after another, to keep their order."""
         before = self._last_post.get(message.dest)

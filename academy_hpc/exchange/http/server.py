@@ -132,7 +132,10 @@ class ExchangeServer:
         )
         if not response.can_prepare(request):
             raise BadRequestError(f"{STREAM_PATH} is a WebSocket")
-        await response.prepare(request)
+        try:
+            await response.prepare(request)
+        except ConnectionResetError:  # the client tries all addresses at once, and has kept another
+            return web.Response()
         stream = StreamConnection(response, self.service, caller, durable=False)
         self._streams.add(stream)
         try:

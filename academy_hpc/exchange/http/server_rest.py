@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from academy_hpc.delivery import Window
+from academy_hpc.delivery import Delivery, Window
 from academy_hpc.errors import AcademyError, BadRequestError, ListenerSupersededError, MessageTooLargeError
 from academy_hpc.exchange.http import wire
 from academy_hpc.exchange.http.wire import decode_entity, decode_fields
@@ -28,10 +28,13 @@ from academy_hpc.serialization import error_json
 
 __all__ = ["ROUTES", "RestSessions"]
 
+logger = logging.getLogger(__name__)
+
 PING_S = 15.0
 # The reader of academy-py refuses longer lines of an event stream (docs/protocol.md, section 4.2).
 LINE_BYTES = 256 * 1024
 _ONE = Window(messages=1)
+_number_keeper = msgspec.json.Decoder(float_hook=lambda text: msgspec.Raw(text.encode()))
 
 Handler = Callable[["RestSessions", web.BaseRequest, Caller, bytes], Awaitable[web.StreamResponse]]
 
@@ -84,9 +87,16 @@ class RestSessions:
         self._open.discard(listener)
         self.service.detach(entity.uid, listener, listener.session)
 
-    def take(self, entity: EntityId, listener: _RestListener, window: Window) -> list[Any]:
-        """Deliveries for the listener."""
-        return self.service.registry.take(entity.uid, listener.session, window)
+    async def take(self, entity: EntityId, listener: _RestListener, window: Window) -> list[Delivery]:
+        """Deliveries for the listener. A body that is no JSON, which only a stream can bring, would be its end."""
+        while taken := self.service.registry.take(entity.uid, listener.session, window):
+            bad = [delivery for delivery in taken if not _is_json(delivery.message.body)]
+            for delivery in bad:
+                logger.warning("dropped %r: its body is not JSON", delivery.message)
+                await self.delivered(entity, listener, [delivery.seq])
+            if len(bad) < len(taken):
+                return [delivery for delivery in taken if delivery not in bad]
+        return []
 
     async def delivered(self, entity: EntityId, listener: _RestListener, seqs: list[int]) -> None:
         """The bytes of these deliveries were accepted by a live connection."""
@@ -94,6 +104,15 @@ class RestSessions:
         self.service.registry.consumed(entity.uid, listener.session, seqs[-1])
         self.service.registry.acknowledge(entity.uid, listener.session, seqs, effects)
         await self.service.commit(effects)
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        body.decode()
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return False
+    return True
 
 
 class _ClosingError(AcademyError):
@@ -128,20 +147,26 @@ async def _send(rest: RestSessions, request: web.BaseRequest, caller: Caller, bo
     except BadRequestError as error:
         raise BadRequestError(f"Missing or invalid field: {error}") from None
     limit = rest.service.registry.limits.message_bytes
-    size = _compact_size(message, limit)
-    if size > limit:
+    if _size(message) > limit:
+        message = Message(message.header, _compact(message.body))  # exact where it matters
+    if (size := _size(message)) > limit:
+        rest.service.registry.check_send(message.header, caller)
         await _answer_too_large(rest, message, caller, MessageTooLargeError(size, limit))
         raise MessageTooLargeError(size, limit)
     await rest.service.send_and_wait(message, caller)
     return web.Response()
 
 
-def _compact_size(message: Message, limit: int) -> int:
-    """Bytes of the message without white space between tokens, exact where it matters."""
-    size = len(message.body) + len(msgspec.json.encode(message.header)) + len('{"header":,"body":}')
-    if size <= limit:
-        return size
-    return size - len(message.body) + len(msgspec.json.format(message.body, indent=-1))
+def _size(message: Message) -> int:
+    return len(message.body) + len(msgspec.json.encode(message.header)) + len('{"header":,"body":}')
+
+
+def _compact(body: bytes) -> bytes:
+    """The same JSON in the form whose bytes count: no white space, UTF-8 instead of escapes, numbers as they are."""
+    try:
+        return msgspec.json.encode(_number_keeper.decode(body))
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError):
+        return body
 
 
 async def _answer_too_large(rest: RestSessions, message: Message, caller: Caller, error: AcademyError) -> None:
@@ -160,7 +185,7 @@ async def _receive(rest: RestSessions, request: web.BaseRequest, caller: Caller,
     listener = await rest.listen(entity, caller)
     deadline = time.monotonic() + timeout_s
     try:
-        while not (deliveries := rest.take(entity, listener, _ONE)):
+        while not (deliveries := await rest.take(entity, listener, _ONE)):
             _raise_ended(listener)
             await listener.wait(max(0.0, deadline - time.monotonic()))
         response = web.json_response({"message": deliveries[0].message.to_json().decode()})
@@ -204,7 +229,7 @@ async def _write_events(
     """Until the mailbox has been silent for `timeout_s`, or another listener or the end of the mailbox comes."""
     deadline = time.monotonic() + timeout_s
     while listener.ended is None:
-        if deliveries := rest.take(entity, listener, Window()):
+        if deliveries := await rest.take(entity, listener, Window()):
             await response.write(b"".join(_event(delivery.message) for delivery in deliveries))
             await rest.delivered(entity, listener, [delivery.seq for delivery in deliveries])
             deadline = time.monotonic() + timeout_s

@@ -15,6 +15,8 @@ from academy_hpc.errors import AcademyError, BadRequestError, RefusedError
 from academy_hpc.exchange.http import operations
 from academy_hpc.exchange.http.wire import (
     BATCH_BYTES,
+    UNHURRIED,
+    UNHURRIED_S,
     Acknowledge,
     Attach,
     Bye,
@@ -62,6 +64,8 @@ class StreamConnection:
         self._outbox: deque[Any] = deque()
         self._ready: dict[uuid.UUID, None] = {}  # mailboxes with something to take, in order
         self._wake = asyncio.Event()
+        self._unhurried: list[int] = []  # sends that are stored, which nobody waits to hear
+        self._timer: asyncio.TimerHandle | None = None
         self._hello = Hello(service.exchange_id, service.registry.limits.message_bytes, durable)
 
     async def run(self) -> None:
@@ -75,6 +79,8 @@ class StreamConnection:
             await self._socket.close(code=WSCloseCode.PROTOCOL_ERROR, message=b"malformed frame")
         finally:
             writer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             await asyncio.wait([writer])
             if not writer.cancelled() and (failure_of_writer := writer.exception()) is not None:
                 logger.error("a stream could not be written to", exc_info=failure_of_writer)
@@ -113,7 +119,7 @@ class StreamConnection:
 
     async def _handle(self, received: list[FromClient]) -> None:
         effects = Effects()
-        sent: list[int] = []
+        sent: list[Send] = []
         answers: list[Any] = []
         for operation in received:
             if isinstance(operation, Send):
@@ -123,12 +129,11 @@ class StreamConnection:
             else:
                 self._other(operation, effects, answers)
         await self._service.commit(effects)
-        if sent:
-            self._push(Sent(sent))
+        self._confirm(sent)
         for answer in answers:
             self._push(answer)
 
-    def _send(self, operation: Send, effects: Effects, sent: list[int], answers: list[Any]) -> None:
+    def _send(self, operation: Send, effects: Effects, sent: list[Send], answers: list[Any]) -> None:
         number = operation.number
 
         def done(error: AcademyError | None) -> None:
@@ -137,7 +142,7 @@ class StreamConnection:
         message = Message(operation.header, operation.body)
         try:
             if self._service.send(message, self._caller, effects, operation.acknowledges, done):
-                sent.append(number)
+                sent.append(operation)
         except RefusedError as error:
             answers.append(Failed(number, *failure(error)))
 
@@ -146,9 +151,9 @@ class StreamConnection:
         if attached is None:
             return  # fenced off, or terminated, since
         registry = self._service.registry
-        registry.consumed(operation.uid, attached.session, operation.consumed)
         registry.acknowledge(operation.uid, attached.session, operation.seqs, effects)
-        self.wake(operation.uid)
+        if registry.consumed(operation.uid, attached.session, operation.consumed):
+            self.wake(operation.uid)
 
     def _other(self, operation: Attach | Detach | Call, effects: Effects, answers: list[Any]) -> None:
         if isinstance(operation, Detach):
@@ -182,6 +187,24 @@ class StreamConnection:
         self._outbox.append(operation)
         self._wake.set()
 
+    def _confirm(self, sent: list[Send]) -> None:
+        waiting = [operation.number for operation in sent if operation.waits]
+        if waiting:
+            self._push(Sent(waiting))
+        self._unhurried += [operation.number for operation in sent if not operation.waits]
+        if len(self._unhurried) >= UNHURRIED:
+            self._confirm_unhurried()
+        elif self._unhurried and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(UNHURRIED_S, self._confirm_unhurried)
+
+    def _confirm_unhurried(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._unhurried:
+            numbers, self._unhurried = self._unhurried, []
+            self._push(Sent(numbers))
+
     async def _write(self) -> None:
         try:
             while True:
@@ -197,6 +220,8 @@ class StreamConnection:
     def _next_batch(self) -> list[Any]:
         if not self._outbox:
             self._take()
+        if self._outbox and self._unhurried:
+            self._confirm_unhurried()
         batch, size = [], 0
         while self._outbox and size < BATCH_BYTES:
             operation = self._outbox.popleft()

@@ -30,6 +30,7 @@ from academy_hpc.exchange.http.dial import ClientOptions, Dialled, dial, new_ses
 from academy_hpc.exchange.http.link import Link
 from academy_hpc.exchange.http.wire import (
     BATCH_BYTES,
+    UNHURRIED_S,
     Bye,
     Call,
     Deliver,
@@ -84,7 +85,8 @@ class Stream:
         self._calls: dict[int, tuple[Call, asyncio.Future[Any]]] = {}
         self._attaching: dict[int, tuple[Link, asyncio.Future[None] | None]] = {}
         self._outbox: deque[Any] = deque()
-        self._reporting: dict[uuid.UUID, Link] = {}
+        self._reporting: dict[uuid.UUID, Link] = {}  # links with something to report
+        self._timer: asyncio.TimerHandle | None = None
         self._wake, self._idle = asyncio.Event(), asyncio.Event()
         self._opening = asyncio.Lock()
         self._hello: Hello | None = None
@@ -118,6 +120,8 @@ class Stream:
             return
         for key in [key for key, stream in self._shared.items() if stream is self]:
             del self._shared[key]
+        if self._timer is not None and self._dead is None:
+            self._hurry()
         if self._task is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WRITE_S):
@@ -155,13 +159,18 @@ class Stream:
 
     def detach(self, link: Link) -> None:
         """Stop listening; what is not acknowledged waits for the next listener."""
-        if self._links.pop(link.entity.uid, None) is link and link.attached:
+        if self._links.get(link.entity.uid) is not link:  # one that only sends, or has been superseded here
+            return
+        del self._links[link.entity.uid]
+        if link.attached:
             link.attached = False
             self._report(link)
             self._push(Detach(link.entity.uid))
 
-    async def post(self, link: Link, message: Message, outcome: SendOutcome, *, acknowledges: int | None) -> None:
-        """Put a message under way, waiting for room first; `outcome` is called once."""
+    async def post(
+        self, link: Link, message: Message, outcome: SendOutcome, *, acknowledges: int | None, waits: bool
+    ) -> None:
+        """Put a message under way, waiting for room first; `outcome` is called once, soon if somebody `waits`."""
         size = len(message.body)
         await link.reserve(size)
         try:
@@ -170,7 +179,7 @@ class Stream:
             link.leave(size)
             raise
         self._numbers += 1
-        operation = Send(self._numbers, message.header, message.body, acknowledges)
+        operation = Send(self._numbers, message.header, message.body, acknowledges, waits)
         self._under_way[self._numbers] = _UnderWay(operation, link, outcome)
         self._push(operation)
 
@@ -250,6 +259,8 @@ class Stream:
         """Everybody who waits gets the error."""
         self._dead = error
         self._idle.set()
+        if self._timer is not None:
+            self._timer.cancel()
         under_way, self._under_way = self._under_way, {}
         for item in under_way.values():
             item.link.leave(len(item.operation.body))
@@ -336,8 +347,19 @@ class Stream:
     def _mark(self, link: Link) -> None:
         if link.must_report:
             self._reporting[link.entity.uid] = link
+            self._hurry()
+        elif link.has_report:
+            self._reporting[link.entity.uid] = link
             self._idle.clear()
-            self._wake.set()
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(UNHURRIED_S, self._hurry)
+
+    def _hurry(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._idle.clear()
+        self._wake.set()
 
     def _report(self, link: Link) -> None:
         self._reporting.pop(link.entity.uid, None)

@@ -38,6 +38,8 @@ __all__ = [
     "STATS_PATH",
     "STREAM_PATH",
     "STREAM_PROTOCOL",
+    "UNHURRIED",
+    "UNHURRIED_S",
     "WHOAMI_PATH",
     "Acknowledge",
     "Attach",
@@ -86,6 +88,10 @@ STREAM_PROTOCOL = "academy-hpc.1"
 BATCH_BYTES = 64 * 1024
 # Both sides of a stream ping after this many seconds of silence, and give up half as long after that.
 HEARTBEAT_S = 15.0
+# Confirmations and acknowledgements that nobody waits for travel with the next frame in their direction, after this
+# time, or when this many have gathered: alone they would double the frames of a single call.
+UNHURRIED_S = 0.02
+UNHURRIED = 64
 # Sends of one entity that may be under way without confirmation. The server remembers more than that
 # (registry.Limits.remembered_per_source), so what is sent again after a broken connection is stored once.
 MAX_UNCONFIRMED = 500
@@ -170,12 +176,13 @@ class Detach(msgspec.Struct, array_like=True, tag=2):
 
 
 class Send(msgspec.Struct, array_like=True, tag=3, gc=False):
-    """A message. ``number`` is the client's own, for the confirmation."""
+    """A message. ``number`` is the client's own, for the confirmation; ``waits``: somebody waits for that."""
 
     number: int
     header: Header
     body: bytes
     acknowledges: int | None = None
+    waits: bool = True
 
 
 class Acknowledge(msgspec.Struct, array_like=True, tag=4):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from academy_hpc.changes import (
     Change,
@@ -34,6 +35,16 @@ class MemoryStore:
         self._messages: dict[uuid.UUID, dict[int, MessageStored]] = {}
         self._pending: dict[uuid.UUID, dict[uuid.UUID, RequestPending]] = {}
         self._tombstones: dict[uuid.UUID, None] = {}
+        self._apply: dict[type[Change], Callable[[Any], None]] = {
+            MailboxCreated: self._create,
+            MailboxTerminated: self._terminate,
+            MessageStored: self._store,
+            MessagesRemoved: self._remove,
+            RequestPending: self._pend,
+            RequestAnswered: self._answer,
+            SessionStarted: self._start_session,
+            ShareChanged: self._share,
+        }
 
     def load(self) -> Snapshot:
         """See `Store`."""
@@ -55,42 +66,44 @@ class MemoryStore:
     async def write(self, changes: Sequence[Change]) -> None:
         """See `Store`. Never suspends."""
         for change in changes:
-            self._apply(change)
+            self._apply[type(change)](change)
 
     async def close(self) -> None:
         """See `Store`."""
 
-    def _apply(self, change: Change) -> None:  # noqa: C901 - one case for each kind of change
-        match change:
-            case MessageStored(uid, seq):
-                self._messages.setdefault(uid, {})[seq] = change
-                self._last_seqs[uid] = seq
-            case MessagesRemoved(uid, seqs):
-                messages = self._messages.get(uid, {})
-                for seq in seqs:
-                    messages.pop(seq, None)
-                if not messages:  # a dictionary that was large once stays large
-                    self._messages.pop(uid, None)
-            case RequestPending(uid, header):
-                self._pending.setdefault(uid, {})[header.tag] = change
-            case RequestAnswered(uid, tag):
-                pending = self._pending.get(uid, {})
-                pending.pop(tag, None)
-                if not pending:
-                    self._pending.pop(uid, None)
-            case SessionStarted(uid, session):
-                self._sessions[uid] = session
-            case ShareChanged(uid, groups):
-                self._groups[uid] = groups
-            case MailboxCreated(entity):
-                self._mailboxes[entity.uid] = change
-                self._tombstones.pop(entity.uid, None)  # the exchange had forgotten it
-            case MailboxTerminated(uid):
-                self._terminate(uid)
+    def _create(self, change: MailboxCreated) -> None:
+        self._mailboxes[change.entity.uid] = change
+        self._tombstones.pop(change.entity.uid, None)  # the exchange had forgotten it
 
-    def _terminate(self, uid: uuid.UUID) -> None:
+    def _store(self, change: MessageStored) -> None:
+        self._messages.setdefault(change.uid, {})[change.seq] = change
+        self._last_seqs[change.uid] = change.seq
+
+    def _remove(self, change: MessagesRemoved) -> None:
+        messages = self._messages.get(change.uid, {})
+        for seq in change.seqs:
+            messages.pop(seq, None)
+        if not messages:  # a dictionary that was large once stays large
+            self._messages.pop(change.uid, None)
+
+    def _pend(self, change: RequestPending) -> None:
+        self._pending.setdefault(change.uid, {})[change.header.tag] = change
+
+    def _answer(self, change: RequestAnswered) -> None:
+        pending = self._pending.get(change.uid, {})
+        pending.pop(change.tag, None)
+        if not pending:
+            self._pending.pop(change.uid, None)
+
+    def _start_session(self, change: SessionStarted) -> None:
+        self._sessions[change.uid] = change.session
+
+    def _share(self, change: ShareChanged) -> None:
+        self._groups[change.uid] = change.groups
+
+    def _terminate(self, change: MailboxTerminated) -> None:
         for table in (self._mailboxes, self._last_seqs, self._sessions, self._groups, self._messages, self._pending):
-            table.pop(uid, None)
-        self._tombstones[uid] = None
+            table.pop(change.uid, None)
+        self._tombstones[change.uid] = None
         if len(self._tombstones) > self._limit:
             del self._tombstones[next(iter(self._tombstones))]

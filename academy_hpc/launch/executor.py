@@ -1,0 +1,86 @@
+"""Workers in any `concurrent.futures.Executor`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+
+from academy_hpc.errors import LaunchError
+from academy_hpc.launch.launcher import run_worker
+
+__all__ = ["ExecutorLauncher"]
+
+logger = logging.getLogger(__name__)
+
+# What a killed process needs to be gone.
+KILL_S = 2.0
+
+
+class ExecutorLauncher:
+    """Starts workers in `executor`; the executor is shut down with the manager.
+
+    Give a `ProcessPoolExecutor` the argument ``mp_context=multiprocessing.get_context("spawn")``: a forked worker keeps
+    copies of the program's connections open. In a `ThreadPoolExecutor` agents run in threads of this process.
+
+    Args:
+        executor: Where to run.
+        slots: How many workers it runs at one time; known by itself for the pools of the standard library.
+        label: What it is called in errors; default: its class.
+        shutdown: False: leave the executor open at the end, for something else.
+    """
+
+    def __init__(
+        self, executor: Executor, *, slots: int | None = None, label: str | None = None, shutdown: bool = True
+    ) -> None:
+        self._executor = executor
+        self._slots = slots
+        self._label = label or type(executor).__name__
+        self._shutdown = shutdown
+        self._futures: list[Future[str]] = []
+
+    @property
+    def label(self) -> str:
+        """See `Launcher`."""
+        return self._label
+
+    def slots(self) -> int | None:
+        """See `Launcher`."""
+        if self._slots is None and isinstance(self._executor, ProcessPoolExecutor | ThreadPoolExecutor):
+            workers: int = self._executor._max_workers  # type: ignore[union-attr]  # it has no public name
+            return workers
+        return self._slots
+
+    def start(self, specs: Sequence[str]) -> list[Future[str]]:
+        """See `Launcher`."""
+        try:
+            futures = [self._executor.submit(run_worker, spec) for spec in specs]
+        except RuntimeError as error:  # it is broken, or was shut down
+            raise LaunchError(f"{self._label} takes no more workers: {error}") from error
+        self._futures = [*(future for future in self._futures if not future.done()), *futures]
+        return futures
+
+    def failure(self) -> str | None:
+        """See `Launcher`: where an executor breaks, it says so in its futures."""
+        return None
+
+    def close(self, *, timeout: float) -> None:
+        """See `Launcher`."""
+        if not self._shutdown:
+            return
+        for future in self._futures:
+            future.cancel()  # those that have not started
+        _, left = wait(self._futures, timeout)
+        if left:
+            logger.warning("%s: %d workers did not end within %s s", self._label, len(left), timeout)
+            self._kill(KILL_S)
+        self._executor.shutdown(wait=not left, cancel_futures=True)
+
+    def _kill(self, timeout: float) -> None:
+        """Python would wait at its end, for ever, for a worker process that does not return."""
+        # Nothing public names the processes before Python 3.14.
+        processes = list((getattr(self._executor, "_processes", None) or {}).values())
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join(timeout)

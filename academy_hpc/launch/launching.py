@@ -1,0 +1,86 @@
+"""The steps of a launch: take slots, register, say what to run, start, wait."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from academy_hpc.agent import RuntimeConfig
+from academy_hpc.errors import LaunchError, TooFewSlotsError
+from academy_hpc.exchange.client import UserExchangeClient
+from academy_hpc.exchange.http.client import HttpAgentRegistration, HttpExchangeFactory
+from academy_hpc.launch.launcher import Launcher
+from academy_hpc.launch.outcome import launch_error
+from academy_hpc.launch.progress import ProgressCallback, ProgressLine
+from academy_hpc.launch.request import AgentLaunch
+from academy_hpc.launch.source import AgentSource
+from academy_hpc.launch.spec import AgentSpec, LaunchSpec, import_folders
+from academy_hpc.launch.supervisor import SupervisedAgent, SupervisedWorker, Supervisor
+
+__all__ = ["Launching"]
+
+# When one agent of a launch has failed, how long others that fail for the same reason may take to say so.
+MORE_FAILURES_S = 0.3
+
+
+class Launching:
+    """Launches for one manager."""
+
+    def __init__(self, client: UserExchangeClient, supervisor: Supervisor) -> None:
+        self._client = client
+        self._supervisor = supervisor
+        self._starting = asyncio.Lock()
+
+    def take_slots(self, launcher: Launcher, wanted: int) -> list[SupervisedWorker]:
+        """Workers to be. Raises TooFewSlotsError."""
+        slots, busy = launcher.slots(), self._supervisor.busy_workers(launcher)
+        if slots is not None and busy + wanted > slots:
+            label = f"{launcher.label} (where {busy} workers run already)" if busy else launcher.label
+            raise TooFewSlotsError(label, busy + wanted, slots)
+        return [self._supervisor.new_worker(launcher) for _ in range(wanted)]
+
+    async def make_spec(
+        self, items: Sequence[AgentLaunch[Any]], sources: Sequence[AgentSource], worker: SupervisedWorker
+    ) -> LaunchSpec:
+        """Register the agents of one worker, and listen for them. Raises ExchangeError."""
+        registrations = await asyncio.gather(*map(self._registration, items))
+        agents = tuple(
+            AgentSpec(registration, source, item.config or RuntimeConfig(), uuid.uuid4())
+            for registration, source, item in zip(registrations, sources, items, strict=True)
+        )
+        for agent, item in zip(agents, items, strict=True):
+            self._supervisor.expect(agent, worker, own_mailbox=item.registration is None)
+        factory: HttpExchangeFactory = self._client.factory()
+        folders = await asyncio.to_thread(import_folders)
+        return LaunchSpec(factory.connection_info, factory.options, agents, self._client.client_id, folders)
+
+    async def _registration(self, item: AgentLaunch[Any]) -> HttpAgentRegistration[Any]:
+        registration = item.registration or await self._client.register_agent(item.agent_class, name=item.name)
+        return HttpAgentRegistration[Any].from_json(registration.to_json())
+
+    async def start(self, launcher: Launcher, workers: list[SupervisedWorker], specs: list[LaunchSpec]) -> None:
+        """Give the specs to the launcher. Raises LaunchError."""
+        texts = [spec.to_json() for spec in specs]
+        async with self._starting:  # launchers take one call at a time
+            futures = await asyncio.to_thread(launcher.start, texts)
+        for worker, future in zip(workers, futures, strict=True):
+            self._supervisor.started(worker, future)
+
+    async def until_ready(
+        self, agents: list[SupervisedAgent], timeout: float | None, progress: bool | ProgressCallback
+    ) -> None:
+        """Until all are ready, shown meanwhile. Raises LaunchError: one can't be, or the time is over."""
+        show = ProgressLine() if progress is True else progress or (lambda _: None)
+        waits = [agent.started for agent in agents]
+        with self._supervisor.calling(lambda: show(self._supervisor.progress(agents))):
+            if waits:
+                await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
+            if any(agent.report is not None for agent in agents):
+                await asyncio.wait(waits, timeout=MORE_FAILURES_S)
+        failed = [agent for agent in agents if agent.started.done() and agent.started.exception() is not None]
+        if failed:
+            raise launch_error(failed, len(agents))
+        if not all(wait.done() for wait in waits):
+            raise LaunchError(f"After {timeout} s not all agents are ready: {self._supervisor.progress(agents)}.")

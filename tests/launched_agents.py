@@ -1,0 +1,83 @@
+"""Agents that the tests of launching run in other processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from academy_hpc import Agent, Handle, action, loop
+
+__all__ = ["Caller", "Counter", "Fragile", "LateFailure", "Stubborn", "Tired"]
+
+
+class Counter(Agent):
+    def __init__(self, total: int = 0) -> None:
+        super().__init__()
+        self.total = total
+
+    @action
+    async def add(self, amount: int) -> int:
+        self.total += amount
+        return self.total
+
+    @action
+    async def process(self) -> int:
+        return os.getpid()
+
+    @action
+    async def divide(self, by: int) -> float:
+        return self.total / by
+
+    @action
+    async def hang(self) -> None:
+        await asyncio.sleep(1000)
+
+    @action
+    async def path(self) -> list[str]:
+        return sys.path
+
+
+class Caller(Agent):
+    @action
+    async def add_for_me(self, counter: Handle[Counter], amount: int) -> int:
+        return int(await counter.add(amount))
+
+
+class Fragile(Agent):
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        raise ValueError(reason)
+
+
+class LateFailure(Agent):
+    async def agent_on_startup(self) -> None:
+        raise OSError("no such instrument")
+
+
+class Tired(Agent):
+    """Fails when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = asyncio.Event()
+
+    @action
+    async def fail(self) -> None:
+        self.told.set()
+
+    @loop
+    async def work(self, shutdown: asyncio.Event) -> None:
+        await self.told.wait()
+        raise RuntimeError("too tired")
+
+
+class Stubborn(Agent):
+    """Does not end when it is asked to."""
+
+    @action
+    async def process(self) -> int:
+        return os.getpid()
+
+    async def agent_on_shutdown(self) -> None:
+        await asyncio.sleep(1000)
