@@ -10,7 +10,9 @@ from typing import Any, Generic, Literal, Self, TypeVar
 
 import msgspec
 
-__all__ = ["AgentId", "EntityId", "UserId", "typed"]
+from academy_hpc.errors import AgentTerminatedError, MailboxTerminatedError, UserTerminatedError
+
+__all__ = ["AgentId", "EntityId", "UserId", "terminated_error", "typed"]
 
 AgentT = TypeVar("AgentT")
 
@@ -61,3 +63,8 @@ def typed(entity: EntityId) -> AgentId[Any] | UserId:
     """The same entity as an `AgentId` or a `UserId`."""
     cls = AgentId if entity.role == "agent" else UserId
     return cls(entity.uid, entity.name)
+
+
+def terminated_error(entity: EntityId) -> MailboxTerminatedError:
+    """The error that says that the mailbox of `entity` was terminated."""
+    return AgentTerminatedError(typed(entity)) if entity.role == "agent" else UserTerminatedError(typed(entity))

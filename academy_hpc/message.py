@@ -15,15 +15,13 @@ from academy_hpc.errors import (
     AcademyError,
     ActionCancelledError,
     ActionInvalidStateError,
-    AgentTerminatedError,
     BadRequestError,
     IncompatibleProtocolError,
     InvalidClientError,
     MailboxTerminatedError,
     PingCancelledError,
-    UserTerminatedError,
 )
-from academy_hpc.identifiers import EntityId, typed
+from academy_hpc.identifiers import EntityId, terminated_error
 from academy_hpc.serialization import Strategy
 
 __all__ = [
@@ -122,7 +120,7 @@ class AcademyErrorResponse(msgspec.Struct, frozen=True, tag_field="kind", tag="a
         """The error that the number means."""
         match self.error_code:
             case 0:
-                return _terminated(self.mailbox_id)
+                return MailboxTerminatedError(None) if self.mailbox_id is None else terminated_error(self.mailbox_id)
             case 1:
                 return PingCancelledError()
             case 2:
@@ -134,12 +132,6 @@ class AcademyErrorResponse(msgspec.Struct, frozen=True, tag_field="kind", tag="a
             case 5:
                 return IncompatibleProtocolError(None, PROTOCOL_VERSION)
         return AcademyError(f"The other side reports error {self.error_code}, which this version does not know.")
-
-
-def _terminated(entity: EntityId | None) -> MailboxTerminatedError:
-    if entity is None:
-        return MailboxTerminatedError("unknown entity")
-    return (AgentTerminatedError if entity.role == "agent" else UserTerminatedError)(typed(entity))
 
 
 Body: TypeAlias = (

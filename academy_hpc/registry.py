@@ -29,7 +29,6 @@ from academy_hpc.changes import (
 )
 from academy_hpc.delivery import Delivery, Mailbox, Window
 from academy_hpc.errors import (
-    AgentTerminatedError,
     BadEntityIdError,
     BadRequestError,
     DeliveryFailedError,
@@ -39,9 +38,8 @@ from academy_hpc.errors import (
     MailboxFullError,
     MailboxTerminatedError,
     MessageTooLargeError,
-    UserTerminatedError,
 )
-from academy_hpc.identifiers import EntityId
+from academy_hpc.identifiers import EntityId, terminated_error
 from academy_hpc.message import AcademyErrorResponse, Body, Header, Message, UserErrorResponse, encode_body
 from academy_hpc.repeats import RecentMessages
 from academy_hpc.serialization import error_json
@@ -201,7 +199,7 @@ class Registry:
         self._recent.forget(entity.uid)
         self._bury(entity.uid, _counters(record.completed, record.outgoing))
         effects.changes.append(MailboxTerminated(entity.uid))
-        effects.ended[entity.uid] = _terminated(record.entity)
+        effects.ended[entity.uid] = terminated_error(record.entity)
         effects.woken.pop(entity.uid, None)
         for header in pending.values():
             self._answer(header, AcademyErrorResponse(0, header.dest), effects)
@@ -224,7 +222,7 @@ class Registry:
         if source is not None:
             self._check(source, caller)
         elif acknowledges is not None:
-            raise _terminated(header.src) if header.src.uid in self._tombstones else BadEntityIdError(header.src)
+            raise terminated_error(header.src) if header.src.uid in self._tombstones else BadEntityIdError(header.src)
         if header not in self._recent:
             self._check_room(dest, message)
             self._recent.add(header)
@@ -409,7 +407,7 @@ class Registry:
     def _usable(self, entity: EntityId, caller: Caller) -> _Record:
         record = self._records.get(entity.uid)
         if record is None:
-            raise _terminated(entity) if entity.uid in self._tombstones else BadEntityIdError(entity)
+            raise terminated_error(entity) if entity.uid in self._tombstones else BadEntityIdError(entity)
         self._check(record, caller)
         return record
 
@@ -495,7 +493,3 @@ class Registry:
 
 def _counters(completed: int, outgoing: int) -> MailboxCounters:
     return MailboxCounters(completed, outgoing, completed) if completed or outgoing else _NO_COUNTS
-
-
-def _terminated(entity: EntityId) -> MailboxTerminatedError:
-    return (AgentTerminatedError if entity.role == "agent" else UserTerminatedError)(entity)

@@ -33,7 +33,7 @@ from academy_hpc.errors import (
     ListenerSupersededError,
     MailboxTerminatedError,
 )
-from academy_hpc.exchange.http.client import HttpExchangeFactory
+from academy_hpc.exchange.http.client import HttpExchangeFactory, HttpExchangeTransport
 from academy_hpc.identifiers import EntityId
 from academy_hpc.launch.spec import AgentReport, AgentSpec, AgentState, ImportFolders, LaunchSpec, Origin, WorkerReport
 from academy_hpc.message import ActionResponse, Message
@@ -94,7 +94,7 @@ class _Worker:
         """Until all have ended."""
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             # Seen before constructors, which may take minutes to load their data.
-            if runner.run(self._arrive()):
+            if self._spec.agents and runner.run(self._arrive()):
                 agents = self._build()
                 runner.run(self._run_all(agents))
         return tuple(self._ends.values())
@@ -104,7 +104,8 @@ class _Worker:
     async def _arrive(self) -> bool:
         """Whether the exchange can be used from here; if so, it tells the manager that the worker runs."""
         try:
-            await asyncio.gather(*(self._tell(spec, self._report(spec, "arrived")) for spec in self._spec.agents))
+            async with await self._transport(self._spec.agents[0]):
+                await asyncio.gather(*(self._tell(spec, self._report(spec, "arrived")) for spec in self._spec.agents))
         except ExchangeError as error:
             for spec in self._spec.agents:
                 self._end(spec, "failed", str(error))
@@ -186,14 +187,15 @@ class _Worker:
         """Send a report to the manager; that it is not there any more is no error. Raises ExchangeError."""
         body = ActionResponse(("__serialized__", report.to_json()), "json")
         message = Message.create(spec.agent_id, self._spec.manager, body, tag=spec.report_tag(report.state))
-        # A transport that sends and does not listen: the mailbox may still have a listener elsewhere.
-        transport = await self._factory.create_transport(spec.agent_id, registration=spec.registration)
-        try:
-            await transport.send(message)
-        except (BadEntityIdError, MailboxTerminatedError):
-            logger.info("nobody is there to hear that %s is %s", spec.agent_id, report.state)
-        finally:
-            await transport.close()
+        async with await self._transport(spec) as transport:
+            try:
+                await transport.send(message)
+            except (BadEntityIdError, MailboxTerminatedError):
+                logger.info("nobody is there to hear that %s is %s", spec.agent_id, report.state)
+
+    async def _transport(self, spec: AgentSpec) -> HttpExchangeTransport:
+        """One that sends and does not listen: the mailbox may still have a listener elsewhere. Raises ExchangeError."""
+        return await self._factory.create_transport(spec.agent_id, registration=spec.registration)
 
 
 class _end_signals:  # noqa: N801 - used as a function

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, TypeVar
 import msgspec
 
 from academy_hpc.agent import RuntimeConfig
-from academy_hpc.errors import LaunchError
+from academy_hpc.errors import ConnectionInfoError, LaunchError
 from academy_hpc.exchange.http.client import HttpAgentRegistration
 from academy_hpc.exchange.http.connection import ConnectionInfo
 from academy_hpc.exchange.http.dial import ClientOptions
@@ -209,7 +209,7 @@ def _from_json(text: str | bytes, cls: type[DocumentT], kind: str, what: str) ->
         if heading.kind == kind and heading.version == VERSION:
             return msgspec.json.decode(text, type=cls)
     # msgspec names the place and the type, never a value; UnicodeError would quote the text.
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ConnectionInfoError, UnicodeError, RecursionError) as error:
         reason = "it is not UTF-8" if isinstance(error, UnicodeError) else str(error)
         raise LaunchError(f"This text is no {what}: {reason}.") from None
     if heading.kind != kind:

@@ -16,6 +16,7 @@ import pytest
 from parsl.dataflow.dflow import DataFlowKernel
 
 from academy_hpc import (
+    Agent,
     AgentLaunch,
     AgentTerminatedError,
     ConnectionInfo,
@@ -25,6 +26,7 @@ from academy_hpc import (
     Manager,
     ParslLauncher,
     TooFewSlotsError,
+    action,
     spawn_http_exchange,
 )
 from academy_hpc.launch.launcher import Launcher
@@ -129,6 +131,20 @@ async def test_the_state_of_an_instance_travels(manager: Manager) -> None:
     counter = await manager.launch(original)
     assert await counter.add(2) == 42
     assert original.total == 40
+
+
+async def test_a_class_that_can_not_be_imported_travels_by_value(manager: Manager) -> None:
+    class Local(Agent):
+        def __init__(self, word: str) -> None:
+            super().__init__()
+            self.word = word
+
+        @action
+        async def say(self) -> str:
+            return self.word
+
+    by_class, by_instance = await manager.launch(Local, args=("class",)), await manager.launch(Local("instance"))
+    assert [await by_class.say(), await by_instance.say()] == ["class", "instance"]
 
 
 async def test_what_an_action_raises_reaches_its_caller(manager: Manager) -> None:

@@ -133,12 +133,17 @@ async def test_a_message_that_was_stored_before_its_confirmation_was_lost_is_not
             await transport(exchange.factory, "receiver") as receiver,
         ):
             got: list[int] = []
-            await receiver.subscribe(lambda message: got.append(number_of(message)), lambda error: None)
+            arrived = asyncio.Event()
+
+            def on_message(message: Message) -> None:
+                got.append(number_of(message))
+                arrived.set()
+
+            await receiver.subscribe(on_message, lambda error: None)
             counters = exchange.server.service.registry.counters
             # The request passes, then nothing passes back: the proxy holds the confirmation and the cut loses it.
             sending = asyncio.create_task(sender.send(numbered(sender.mailbox_id, receiver.mailbox_id, 1)))
-            while not got:
-                await asyncio.sleep(0)
+            await arrived.wait()
             proxy.cut()
             await sending
             assert got == [1]

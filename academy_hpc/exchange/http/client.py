@@ -9,7 +9,13 @@ from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import msgspec
 
-from academy_hpc.errors import AcademyError, BadEntityIdError, BadRequestError, MailboxTerminatedError
+from academy_hpc.errors import (
+    AcademyError,
+    AgentTerminatedError,
+    BadEntityIdError,
+    BadRequestError,
+    UserTerminatedError,
+)
 from academy_hpc.exchange.factory import ExchangeFactory
 from academy_hpc.exchange.http.connection import ConnectionInfo
 from academy_hpc.exchange.http.dial import ClientOptions, NoStreamError
@@ -191,7 +197,7 @@ class HttpExchangeTransport(ExchangeTransportMixin):
         if status.status == "MISSING":
             raise BadEntityIdError(uid)
         if status.status == "TERMINATED":
-            raise MailboxTerminatedError(uid)
+            raise (AgentTerminatedError if uid.role == "agent" else UserTerminatedError)(uid)
         return status.seen_s
 
     async def update_heartbeat(self) -> None:

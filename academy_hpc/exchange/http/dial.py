@@ -19,7 +19,7 @@ from academy_hpc.exchange.http.wire import (
     decode_from_server,
 )
 
-__all__ = ["ClientOptions", "Dialled", "NoStreamError", "dial", "new_session"]
+__all__ = ["DIAL_S", "ClientOptions", "Dialled", "NoStreamError", "dial", "new_session"]
 
 DIAL_S = 10.0
 # How long the exchange may take to say good-bye.

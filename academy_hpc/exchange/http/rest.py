@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import logging
 import random
@@ -21,13 +22,14 @@ import msgspec
 from academy_hpc.errors import (
     AcademyError,
     BadEntityIdError,
+    BadRequestError,
     ExchangeUnavailableError,
     ExchangeUnreachableError,
     MailboxTerminatedError,
 )
 from academy_hpc.exchange.http import wire
 from academy_hpc.exchange.http.connection import ConnectionInfo
-from academy_hpc.exchange.http.dial import ClientOptions, new_session
+from academy_hpc.exchange.http.dial import DIAL_S, ClientOptions, new_session
 from academy_hpc.exchange.transport import OnEnd, OnMessage
 from academy_hpc.identifiers import AgentId, EntityId
 from academy_hpc.message import Message, parse_message
@@ -38,6 +40,10 @@ logger = logging.getLogger(__name__)
 
 BEAT_S = 30.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 5.0
+# Between two event streams: an exchange that ends each at once is not to be stormed.
+REOPEN_S = 0.02
+# An exchange sends a comment at least every 20 s (docs/protocol.md, section 7).
+SILENCE_S = 60.0
 # Answers after which the exchange has surely not done what was asked, so that asking again can't double it.
 _AGAIN = frozenset({429, 502, 503})
 
@@ -136,15 +142,16 @@ class RestChannel:
     async def _post(
         self, message: Message, outcome: Callable[[AcademyError | None], None], before: asyncio.Task[None] | None
     ) -> None:
-        if before is not None:
-            await asyncio.wait([before])
+        error: AcademyError | None = ExchangeUnavailableError("The client was closed before the exchange had answered.")
         try:
+            if before is not None:
+                await asyncio.wait([before])
             await self._request("PUT", wire.MESSAGE_PATH, {"message": message.to_json().decode()}, message.dest)
-        except AcademyError as error:
+            error = None
+        except AcademyError as refusal:
+            error = refusal
+        finally:  # whatever happens, somebody may wait for the outcome
             outcome(error)
-        else:
-            outcome(None)
-        finally:
             if self._last_post.get(message.dest) is asyncio.current_task():
                 del self._last_post[message.dest]
 
@@ -163,7 +170,7 @@ class RestChannel:
         """The answer or an error, and whether asking again is safe and may help."""
         try:
             async with asyncio.timeout(self._options.request_timeout_s):
-                async with self._session.request(method, self._url + path, json=fields) as response:
+                async with self._session.request(method, self._url + path, **_json(fields)) as response:
                     if response.status == 200:
                         data = await response.read()
                         return (json.loads(data) if data else None), False
@@ -187,6 +194,7 @@ class RestChannel:
         while True:
             try:
                 await self._read_stream(on_message)
+                await asyncio.sleep(REOPEN_S)
                 until, pause = time.monotonic() + self._options.reconnect_s, FIRST_PAUSE_S
             except ExchangeUnavailableError as error:
                 if time.monotonic() + pause > until:
@@ -202,20 +210,34 @@ class RestChannel:
         """One event stream, until the exchange ends it. Raises AcademyError."""
         url = self._url + wire.LISTEN_PATH
         try:
-            async with self._session.get(url, json=_mailbox(self._entity)) as response:
+            silence = aiohttp.ClientTimeout(total=None, sock_connect=DIAL_S, sock_read=SILENCE_S)
+            async with self._session.get(url, **_json(_mailbox(self._entity)), timeout=silence) as response:
                 if response.status != 200:
                     raise _refusal(response.status, await response.text(), self._entity)
                 async for text in read_events(response.content.iter_any()):
-                    on_message(parse_message(text))
+                    self._received(text, on_message)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ExchangeUnavailableError(f"GET {url}: {error!r}") from error
+
+    def _received(self, text: str, on_message: OnMessage) -> None:
+        try:
+            message = parse_message(text)
+        except BadRequestError as error:  # the next one may be readable
+            logger.warning("%s received something that is no message: %s", self._entity, error)
+        else:
+            on_message(message)
 
 
 async def read_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
     """The data of each event of an event stream; lines of one event are joined by line breaks."""
-    rest, data = b"", []
+    begun: list[bytes] = []  # of a line whose end has not come; a long one comes in many chunks
+    data: list[bytes] = []
     async for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n") if b"\n" in chunk else (rest + chunk,)
+        begun.append(chunk)
+        if b"\n" not in chunk:
+            continue
+        *lines, rest = b"".join(begun).split(b"\n")
+        begun = [rest]
         for line in lines:
             text = line.rstrip(b"\r")
             if text.startswith(b"data:"):
@@ -223,6 +245,11 @@ async def read_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
             elif not text and data:
                 yield b"\n".join(data).decode()
                 data = []
+
+
+def _json(fields: dict[str, Any]) -> dict[str, Any]:
+    """The body of a request. As a file: aiohttp writes those in pieces, and warns of large bytes."""
+    return {"data": io.BytesIO(msgspec.json.encode(fields)), "headers": {"Content-Type": "application/json"}}
 
 
 def _mailbox(entity: EntityId) -> dict[str, Any]:

@@ -12,17 +12,18 @@ import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 import msgspec
 from aiohttp import web
 
 from academy_hpc.delivery import Delivery, Window
-from academy_hpc.errors import AcademyError, BadRequestError, ListenerSupersededError, MessageTooLargeError
+from academy_hpc.errors import AcademyError, BadRequestError, ListenerSupersededError, MessageTooLargeError, RefusedError
 from academy_hpc.exchange.http import wire
 from academy_hpc.exchange.http.wire import decode_entity, decode_fields
 from academy_hpc.exchange.service import ExchangeService
 from academy_hpc.identifiers import EntityId
-from academy_hpc.message import Message, UserErrorResponse, parse_message
+from academy_hpc.message import Message, UserErrorResponse, encode_body, parse_message
 from academy_hpc.registry import Caller, Effects
 from academy_hpc.serialization import error_json
 
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 PING_S = 15.0
 # The reader of academy-py refuses longer lines of an event stream (docs/protocol.md, section 4.2).
 LINE_BYTES = 256 * 1024
+# What it does take, less the field name and the line break. A single token can't be split.
+ACADEMY_LINE_BYTES = 512 * 1024 - 16
 _ONE = Window(messages=1)
 _number_keeper = msgspec.json.Decoder(float_hook=lambda text: msgspec.Raw(text.encode()))
 
@@ -214,7 +217,9 @@ async def _listen(rest: RestSessions, request: web.BaseRequest, caller: Caller, 
         await response.prepare(request)
         # The reference client sleeps this long between streams, one second if it is not told.
         await response.write(b"retry: 20\r\n\r\n")
-        await _write_events(rest, response, entity, listener, timeout_s)
+        # Clients of academy-py say which release they are; what their reader can't take ends them.
+        line_bytes = ACADEMY_LINE_BYTES if "academy_version" in request.headers else None
+        await _write_events(_Feed(rest, response, entity, listener, caller, line_bytes), timeout_s)
         await response.write_eof()
     except ConnectionError:
         pass  # the client has gone: what it did not get waits for its next stream
@@ -223,31 +228,57 @@ async def _listen(rest: RestSessions, request: web.BaseRequest, caller: Caller, 
     return response
 
 
-async def _write_events(
-    rest: RestSessions, response: web.StreamResponse, entity: EntityId, listener: _RestListener, timeout_s: float
-) -> None:
+class _Feed(NamedTuple):
+    """One event stream."""
+
+    rest: RestSessions
+    response: web.StreamResponse
+    entity: EntityId
+    listener: _RestListener
+    caller: Caller
+    line_bytes: int | None
+
+
+async def _write_events(feed: _Feed, timeout_s: float) -> None:
     """Until the mailbox has been silent for `timeout_s`, or another listener or the end of the mailbox comes."""
     deadline = time.monotonic() + timeout_s
-    while listener.ended is None:
-        if deliveries := await rest.take(entity, listener, Window()):
-            await response.write(b"".join(_event(delivery.message) for delivery in deliveries))
-            await rest.delivered(entity, listener, [delivery.seq for delivery in deliveries])
+    while feed.listener.ended is None:
+        if deliveries := await feed.rest.take(feed.entity, feed.listener, Window()):
+            await feed.response.write(b"".join([await _event(feed, delivery.message) for delivery in deliveries]))
+            await feed.rest.delivered(feed.entity, feed.listener, [delivery.seq for delivery in deliveries])
             deadline = time.monotonic() + timeout_s
             continue
         try:
-            await listener.wait(max(0.0, min(PING_S, deadline - time.monotonic())))
+            await feed.listener.wait(max(0.0, min(PING_S, deadline - time.monotonic())))
         except TimeoutError:
             if time.monotonic() >= deadline:
                 return
-            await response.write(b": ping\r\n\r\n")
+            await feed.response.write(b": ping\r\n\r\n")
 
 
-def _event(message: Message) -> bytes:
+async def _event(feed: _Feed, message: Message) -> bytes:
     """One event; where a line would be too long for the reader it is split between JSON tokens."""
     text = message.to_json()
     if len(text) > LINE_BYTES or b"\n" in text or b"\r" in text:
-        text = b"\r\ndata: ".join(_lines(text))
+        lines = _lines(text)
+        longest = max(map(len, lines))
+        if feed.line_bytes is not None and longest > feed.line_bytes:
+            return await _unreadable(feed, message, MessageTooLargeError(longest, feed.line_bytes))
+        text = b"\r\ndata: ".join(lines)
     return b"data: %b\r\n\r\n" % text
+
+
+async def _unreadable(feed: _Feed, message: Message, error: AcademyError) -> bytes:
+    """What takes the place of a message with a token too long for the reader: who waits for an answer gets an error."""
+    logger.warning("%r can't be read by its receiver: %s", message, error)
+    body = UserErrorResponse(json.dumps(error_json(error)), "json")
+    if not message.is_request:
+        return await _event(feed, Message(message.header, encode_body(body)))
+    try:
+        await feed.rest.service.send_and_wait(message.create_response(body), feed.caller)
+    except RefusedError as refusal:
+        logger.warning("could not answer %r: %s", message, refusal)
+    return b""
 
 
 def _lines(text: bytes) -> list[bytes]:

@@ -193,9 +193,13 @@ class Stream:
     async def _open(self) -> None:
         async with self._opening:
             if self._task is None:
-                self._session = new_session(self._info, self._options)
-                dialled = await dial(self._session, self._info.urls)
-                self._hello = dialled.hello
+                session = new_session(self._info, self._options)
+                try:
+                    dialled = await dial(session, self._info.urls)
+                except BaseException:
+                    await session.close()
+                    raise
+                self._session, self._hello = session, dialled.hello
                 self._task = asyncio.create_task(self._run(dialled), name="academy_hpc stream")
 
     async def _run(self, dialled: Dialled) -> None:
