@@ -92,9 +92,11 @@ class _Worker:
 
     def run(self) -> tuple[AgentReport, ...]:
         """Until all have ended."""
+        if not self._spec.agents:
+            return ()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             # Seen before constructors, which may take minutes to load their data.
-            if self._spec.agents and runner.run(self._arrive()):
+            if runner.run(self._arrive()):
                 agents = self._build()
                 runner.run(self._run_all(agents))
         return tuple(self._ends.values())

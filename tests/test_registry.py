@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 import uuid
 from collections.abc import Callable
@@ -263,12 +264,13 @@ def test_an_idle_mailbox_is_small() -> None:
         for entity in entities:
             exchange.terminate(entity)
         exchange.sessions.clear()
+        gc.collect()
         closed = tracemalloc.get_traced_memory()[0] / len(entities)
     finally:
         tracemalloc.stop()
     assert new < 1000
     assert used < 1800
-    assert closed < 500
+    assert closed < 600  # half of it are tables that do not shrink, and that the next mailboxes use
 
 
 def use(exchange: Exchange, entity: EntityId) -> None:

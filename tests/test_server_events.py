@@ -269,3 +269,32 @@ async def test_a_last_event_id_is_ignored() -> None:
             events = Events(response)
             await events.read_to_end()
         assert events.messages == [content]
+
+
+@pytest.mark.parametrize(("headers", "readable"), [({"academy_version": "1.0.0"}, False), ({}, True)])
+async def test_a_token_too_long_for_academy_is_answered_with_an_error(headers: dict[str, str], readable: bool) -> None:
+    """It would end the listener. Other readers, which do not say that they are academy-py, get every message."""
+    async with rest_exchange() as (rest, _):
+        await rest.create(caller := user(), worker := agent())
+        long = {"kind": "action-request", "pargs": "x" * ACADEMY_LINE_BYTES}
+        request = message(caller, worker, long)
+        response = message(worker, caller, long, kind="response")
+        for content, dest in ((request, worker), (response, caller)):
+            await rest.put(content)
+            body = {"mailbox": text_of(dest), "timeout": 0.2}
+            async with rest.request("GET", "/mailbox/listen", body, headers=headers) as answer:
+                events = Events(answer)
+                await events.read_to_end()
+            if readable:
+                assert events.messages == [content]
+            elif content is request:
+                assert events.messages == []
+                told = await rest.received(caller)
+                assert told["header"]["tag"] == request["header"]["tag"]
+                assert await rest.stats(worker) == (1, 0, 1, 0, 0)
+            else:
+                [told] = events.messages
+                assert told["header"] == response["header"]
+            if not readable:
+                assert (told["body"]["kind"], told["body"]["serialization"]) == ("user-error-response", "json")
+                assert "larger than limit" in json.loads(told["body"]["exception"])["exception_str"]

@@ -108,6 +108,21 @@ class OurAgent(Actions, academy_hpc.Agent):
         """Raise an error of ours that theirs does not have."""
         raise academy_hpc.ActionInterruptedError("sinter")
 
+    @academy_hpc.action
+    async def unanswerable(self) -> Any:
+        """Return what can't travel."""
+        return (number for number in range(3))
+
+    @academy_hpc.action
+    async def fail_unpicklably(self) -> None:
+        """Raise what can't travel."""
+        raise RuntimeError("unpicklable", (number for number in range(3)))
+
+    @academy_hpc.action
+    async def divide(self, number: int) -> float:
+        """Fail with a built-in exception if `number` is 0."""
+        return 1 / number
+
 
 class OurOtherAgent(OurAgent):
     """Derived, on academy_hpc."""

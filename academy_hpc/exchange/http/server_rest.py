@@ -18,7 +18,13 @@ import msgspec
 from aiohttp import web
 
 from academy_hpc.delivery import Delivery, Window
-from academy_hpc.errors import AcademyError, BadRequestError, ListenerSupersededError, MessageTooLargeError, RefusedError
+from academy_hpc.errors import (
+    AcademyError,
+    BadRequestError,
+    ListenerSupersededError,
+    MessageTooLargeError,
+    RefusedError,
+)
 from academy_hpc.exchange.http import wire
 from academy_hpc.exchange.http.wire import decode_entity, decode_fields
 from academy_hpc.exchange.service import ExchangeService
