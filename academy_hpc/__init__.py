@@ -47,6 +47,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "RefusedError",
         "RequestError",
         "SerializationError",
+        "StoreError",
         "TooFewSlotsError",
         "UnauthorizedError",
         "UserTerminatedError",

@@ -42,6 +42,7 @@ from academy_hpc.errors import (
     RefusedError as RefusedError,
     RequestError as RequestError,
     SerializationError as SerializationError,
+    StoreError as StoreError,
     TooFewSlotsError as TooFewSlotsError,
     UnauthorizedError as UnauthorizedError,
     UserTerminatedError as UserTerminatedError,

@@ -221,7 +221,7 @@ def timer(interval: float | timedelta) -> Callable[[Callable[[Any], Coroutine[An
 
 
 def event(name: str) -> Callable[[Callable[[Any], Coroutine[Any, Any, None]]], Any]:
-    """Make a coroutine method run each time the `asyncio.Event` in attribute `name` is set; it is cleared after.
+    """Make a coroutine method run each time the `asyncio.Event` in attribute `name` is set; it is cleared before each run.
 
     An attribute that is missing, or is no `asyncio.Event`, is an error of this control loop.
     """
@@ -235,10 +235,8 @@ def event(name: str) -> Callable[[Callable[[Any], Coroutine[Any, Any, None]]], A
             if not isinstance(trigger, asyncio.Event):
                 raise TypeError(f"{type(self).__name__}.{name} is not an asyncio.Event, as @event({name!r}) needs.")
             while await _set_before(trigger, shutdown):
-                try:
-                    await method(self)
-                finally:
-                    trigger.clear()
+                trigger.clear()  # before: what is set meanwhile is not lost
+                await method(self)
 
         return loop(run)
 

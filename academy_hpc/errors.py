@@ -20,6 +20,7 @@
     │   │   ├── ExchangeUnreachableError no candidate URL answered
     │   │   └── ExchangeChangedError     another exchange answers at the address; the old one's messages are gone
     │   ├── ExchangeStartError           a spawned exchange did not come up
+    │   ├── StoreError                   a state directory can't be used, or no more
     │   ├── ConnectionInfoError          connection info that can't be read
     │   └── ExchangeClientNotFoundError  a handle has no exchange to speak through
     ├── RequestError                     the answer to a request is an error
@@ -81,6 +82,7 @@ __all__ = [
     "RefusedError",
     "RequestError",
     "SerializationError",
+    "StoreError",
     "TooFewSlotsError",
     "UnauthorizedError",
     "UserTerminatedError",
@@ -289,6 +291,12 @@ class ExchangeStartError(ExchangeError):
     """A spawned exchange did not come up, or could not bind."""
 
     code = "EXCHANGE_START"
+
+
+class StoreError(ExchangeError):
+    """A state directory that can't be used, or can't be written any more."""
+
+    code = "STORE"
 
 
 class ConnectionInfoError(ExchangeError):

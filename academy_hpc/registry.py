@@ -217,8 +217,10 @@ class Registry:
             MailboxFullError: Nothing was stored, nothing acknowledged.
         """
         header = message.header
-        dest = self._usable(header.dest, caller)
         source = self._records.get(header.src.uid)
+        if header.kind == "response" and source is not None and header.dest.uid not in self._records:
+            self._answered(source, header.tag, effects)  # there is nobody left to answer
+        dest = self._usable(header.dest, caller)
         if source is not None:
             self._check(source, caller)
         elif acknowledges is not None:

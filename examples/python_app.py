@@ -47,7 +47,7 @@ def parsl_config(folder: str) -> Config:
         cores_per_worker=0.1,
         provider=LocalProvider(init_blocks=1, max_blocks=1),
     )
-    return Config(executors=[executor], run_dir=folder, initialize_logging=False)
+    return Config(executors=[executor], run_dir=folder, strategy_period=1, initialize_logging=False)
 
 
 async def main(factory: HttpExchangeFactory) -> None:

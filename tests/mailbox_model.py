@@ -68,6 +68,28 @@ class Box:
         self.shared = False
         self.listener: Listener | None = None
 
+    def put(self, item: Item) -> None:
+        self.last_seq += 1
+        self.items[self.last_seq] = item
+
+    def resumed(self, listener: Listener) -> None:
+        """What has arrived is held or done with; what has not was never attempted."""
+        for seq in [seq for seq in self.items if seq <= listener.received and seq not in listener.held]:
+            del self.items[seq]
+        for seq, item in self.items.items():
+            if seq in listener.held:
+                item.attempts, item.out = max(1, item.attempts), True
+            elif item.out:
+                item.attempts, item.out = item.attempts - 1, False
+
+    def restarted(self) -> None:
+        """Counts of attempts and of answers live as long as the exchange's process."""
+        self.completed = self.outgoing = 0
+        for item in self.items.values():
+            item.attempts, item.out = 0, False
+        if self.listener is not None:
+            self.listener.connected = False
+
     def counters(self) -> MailboxCounters:
         ready = sum(not item.out for item in self.items.values())
         waiting = len(self.pending)

@@ -32,7 +32,7 @@ def workers_executor(slots: int, label: str = "workers") -> HighThroughputExecut
 
 def parsl_config(folder: Path, *, slots: int = 2) -> Config:
     """One executor called ``workers``."""
-    return Config(executors=[workers_executor(slots)], run_dir=str(folder), initialize_logging=False)
+    return Config(executors=[workers_executor(slots)], run_dir=str(folder), strategy_period=1, initialize_logging=False)
 
 
 @contextlib.contextmanager
@@ -40,6 +40,8 @@ def loaded_kernel(config: Config) -> Iterator[DataFlowKernel]:
     """Parsl as a program has loaded it; its programs are on PATH, as in an activated environment."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        # What Parsl pickles itself by reference must find our modules, before others that are called `tests`.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
         kernel = DataFlowKernel(config)
         try:
             yield kernel

@@ -20,6 +20,8 @@ from academy_hpc.registry import Caller
 from tests.exchange_server import TOKEN, RunningExchange, running_exchange
 
 __all__ = [
+    "MAILBOX_ROUTES",
+    "SHARE_ROUTES",
     "Answer",
     "Events",
     "Rest",
@@ -28,11 +30,29 @@ __all__ = [
     "eventually",
     "message",
     "rest_exchange",
+    "sized",
     "text_of",
     "user",
 ]
 
 Entity = dict[str, Any]
+
+# The routes about one mailbox: method, path, and what a body needs besides the mailbox.
+MAILBOX_ROUTES: list[tuple[str, str, dict[str, Any]]] = [
+    ("POST", "/mailbox", {}),
+    ("GET", "/mailbox", {}),
+    ("GET", "/message", {"timeout": 0.01}),
+    ("GET", "/mailbox/listen", {"timeout": 0.01}),
+    ("POST", "/mailbox/heartbeat", {}),
+    ("GET", "/mailbox/heartbeat", {}),
+    ("GET", "/mailbox/stats", {}),
+    ("DELETE", "/mailbox", {}),
+]
+SHARE_ROUTES: list[tuple[str, str, dict[str, Any]]] = [
+    ("POST", "/mailbox/share", {"group_id": "a-group"}),
+    ("GET", "/mailbox/share", {}),
+    ("DELETE", "/mailbox/share", {"group_id": "a-group"}),
+]
 
 
 def user(name: str | None = "someone") -> Entity:
@@ -55,6 +75,15 @@ def message(source: Entity, dest: Entity, body: Any = None, *, kind: str = "requ
 def text_of(value: Any) -> str:
     """Compact JSON in UTF-8, as pydantic and msgspec write it."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def sized(source: Entity, dest: Entity, size: int, *, kind: str = "request", filler: str = "x") -> dict[str, Any]:
+    """A message whose compact text has `size` bytes."""
+    content = message(source, dest, {"kind": "action-response", "v": ""}, kind=kind)
+    content["body"]["v"] = filler * ((size - len(text_of(content).encode())) // len(text_of(filler)[1:-1].encode()))
+    content["body"]["v"] += "y" * (size - len(text_of(content).encode()))
+    assert len(text_of(content).encode()) == size
+    return content
 
 
 class Answer(msgspec.Struct):

@@ -218,6 +218,29 @@ async def test_an_event_runs_its_method_once_each_time_it_is_set() -> None:
         assert clock.rings == 3
 
 
+class Slow(Agent):
+    def __init__(self) -> None:
+        self.bell = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.rings = 0
+
+    @event("bell")
+    async def ring(self) -> None:
+        self.rings += 1
+        await self.go_on.wait()
+
+
+async def test_an_event_that_is_set_while_its_method_runs_runs_it_again() -> None:
+    slow = Slow()
+    async with running_user() as user, running(slow, user) as agent:
+        await agent.handle.ping()
+        slow.bell.set()
+        await until(lambda: slow.rings == 1)
+        slow.bell.set()
+        slow.go_on.set()
+        await until(lambda: slow.rings == 2)
+
+
 class Deaf(Agent):
     @event("bell")
     async def ring(self) -> None: ...

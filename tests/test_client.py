@@ -353,6 +353,35 @@ async def test_closing_sends_what_was_cast_and_cancels_handlers() -> None:
         assert len(cancelled) == 20
 
 
+async def test_an_agent_client_that_closes_sends_what_was_cast_before(
+    exchange: RunningExchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last client on a connection, which goes with it."""
+    got: list[Message] = []
+
+    async def take(request: Message) -> None:
+        got.append(request)
+
+    async with await exchange.factory.create_user_client() as user:
+        one, two = await user.register_agents([(Sleeper, None), (Sleeper, None)])
+        alone = exchange.factory_at(exchange.port, reconnect_s=1.0)  # other options, so a connection of its own
+        receiver = await user.factory().create_agent_client(one, take)
+        async with await alone.create_agent_client(two, take) as sender:
+            post = sender._transport.post
+
+            async def wait_and_post(*arguments: Any) -> None:  # as when there is no room yet
+                await asyncio.sleep(0.05)
+                await post(*arguments)
+
+            monkeypatch.setattr(sender._transport, "post", wait_and_post)
+            sender.cast(one.agent_id, PingRequest())
+        await until(lambda: got)
+        await receiver.close()
+        assert got[0].src == two.agent_id
+        with pytest.raises(ExchangeUnavailableError, match="client was closed"):
+            await sender.request(one.agent_id, PingRequest(), tag=uuid.uuid4())
+
+
 async def test_a_cast_to_nobody_is_noted_at_debug(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "academy_hpc.exchange.client")
     async with running_user() as user:

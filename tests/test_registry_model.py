@@ -66,15 +66,11 @@ class RegistryMachine(RuleBasedStateMachine):
         check_effects(effects)
         finish(self.store.write(effects.changes))
 
-    def put(self, box: Box, item: Item) -> None:
-        box.last_seq += 1
-        box.items[box.last_seq] = item
-
     def answer(self, header: Any, error: type[errors.AcademyError]) -> None:
         """The exchange answers a request itself; its requester may be gone."""
         box = self.boxes.get(header.src.uid)
         if box is not None:
-            self.put(box, Item(header.response(), 0, error))
+            box.put(Item(header.response(), 0, error))
 
     def listener(self, entity: EntityId) -> tuple[Box, Listener]:
         """The mailbox and its listener, connected if it was not."""
@@ -161,7 +157,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def accepted(self, message: Message) -> None:
         box, source = self.boxes[message.dest.uid], self.boxes.get(message.src.uid)
         item = Item(message.header, len(message.body))
-        self.put(box, item)
+        box.put(item)
         self.recognised.add(item.key)
         if message.is_request:
             box.pending[message.tag] = message.header
@@ -258,13 +254,7 @@ class RegistryMachine(RuleBasedStateMachine):
             position = (listener.received, list(listener.held))
             self.registry.attach(entity, listener.session, OWNER, effects, now=0.0, resume=position)
         listener.connected = True
-        for seq in [seq for seq in box.items if seq <= listener.received and seq not in listener.held]:
-            del box.items[seq]
-        for seq, item in box.items.items():
-            if seq in listener.held:
-                item.attempts, item.out = max(1, item.attempts), True
-            elif item.out:
-                item.attempts, item.out = item.attempts - 1, False
+        box.resumed(listener)
 
     @rule(entity=entities)
     def detach(self, entity: EntityId) -> None:
@@ -366,11 +356,7 @@ class RegistryMachine(RuleBasedStateMachine):
         for box in self.boxes.values():
             self.recognised |= {item.key for item in box.items.values()}
             self.recognised |= {(h.src.uid, h.tag, h.kind) for h in box.pending.values()}
-            box.completed = box.outgoing = 0
-            for item in box.items.values():
-                item.attempts, item.out = 0, False
-            if box.listener is not None:
-                box.listener.connected = False
+            box.restarted()
 
     # What holds at any time
 
@@ -417,4 +403,4 @@ class RegistryMachine(RuleBasedStateMachine):
 
 
 TestRegistry = RegistryMachine.TestCase
-TestRegistry.settings = settings(max_examples=150, stateful_step_count=50)
+TestRegistry.settings = settings(max_examples=200, stateful_step_count=50)

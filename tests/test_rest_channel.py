@@ -18,6 +18,7 @@ from academy_hpc.exchange.http.dial import NoStreamError
 from academy_hpc.exchange.http.rest import RestChannel, read_events
 from academy_hpc.handle import Handle
 from academy_hpc.message import ActionRequest, Message
+from academy_hpc.registry import Limits
 from academy_hpc.runtime import Runtime
 from tests.exchange_server import RunningExchange, running_exchange
 from tests.rest_client import eventually
@@ -139,8 +140,7 @@ async def test_a_send_that_is_under_way_when_the_client_closes_fails(exchange: R
     factory = exchange.factory_at(exchange.port)
     transport = await factory.create_transport(name="sender")
     other = await factory.create_transport(name="receiver")
-    limits = exchange.server.service.registry.limits
-    object.__setattr__(exchange.server.service.registry, "limits", type(limits)(mailbox_messages=1))
+    exchange.server.service.registry.limits = Limits(mailbox_messages=1)
     bodies = [ActionRequest(str(number), "", "") for number in range(3)]
     messages = [Message.create(transport.mailbox_id, other.mailbox_id, body) for body in bodies]
     await transport.send(messages[0])
@@ -154,7 +154,10 @@ async def test_a_send_that_is_under_way_when_the_client_closes_fails(exchange: R
     await other.close()
 
 
-EVENTS = b'retry: 20\r\n\r\n: ping\r\n\r\ndata: {"a":\r\ndata: 1}\r\n\r\ndata:{"b": "\xc3\xa9"}\n\nid: 7\ndata: {}\n\ndata: {"cut'
+EVENTS = (
+    b'retry: 20\r\n\r\n: ping\r\n\r\ndata: {"a":\r\ndata: 1}\r\n\r\n'
+    b'data:{"b": "\xc3\xa9"}\n\nid: 7\ndata: {}\n\ndata: {"cut'
+)
 
 
 @pytest.mark.parametrize("size", range(1, len(EVENTS) + 1, 3))

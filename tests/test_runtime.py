@@ -186,6 +186,21 @@ async def test_cancelling_the_runtime_stops_loops_and_actions_and_still_shuts_do
             assert await under_way == 5
 
 
+async def test_cancelling_the_runtime_while_it_starts_is_no_success() -> None:
+    config = RuntimeConfig(terminate_on_error=False)
+    agent = BadStart()
+    async with running_user() as user, running(agent, user, config=config, wait=False) as run:
+        waiting = call(run.handle, "quick")
+        await until(lambda: run.runtime._client)
+        await asyncio.sleep(0.02)
+        run.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run.task
+        assert await run.runtime.wait_started() is False
+        async with running(WaitingAgent(), user, registration=run.registration):
+            assert await waiting == "quick"
+
+
 async def test_an_error_while_shutting_down_is_raised_and_counts_as_one() -> None:
     class BadEnd(WaitingAgent):
         async def agent_on_shutdown(self) -> None:

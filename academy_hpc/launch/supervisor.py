@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import textwrap
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future as WorkerFuture
 from typing import Any, Literal
@@ -33,6 +34,7 @@ LAUNCHER_CHECK_S = 1.0
 MAILBOX_CHECK_S = 30.0
 # Between two looks at an agent whose worker is said to be lost: it is, if it gave no sign of life in between.
 LOST_CHECK_S = 1.0
+REASON_CHARACTERS = 500
 
 Phase = Literal["queued", "starting", "ready", "ended"]
 
@@ -215,7 +217,7 @@ class Supervisor:
             reports = {report.agent_id: report for report in result.agents}
             reason = f"its worker ended without it: {result.error or 'no reason given'} ({result.origin})"
         except BaseException as caught:  # noqa: BLE001 - CancelledError, and whatever a launcher has for a lost worker
-            error, reason = caught, f"its worker was lost: {type(caught).__name__}: {caught}"
+            error, reason = caught, f"its worker failed: {_one_line(caught)}"
         for agent in worker.agents:
             report = reports.get(agent.agent_id)
             if agent.phase == "ended":
@@ -313,3 +315,8 @@ class Supervisor:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _one_line(error: BaseException) -> str:
+    """Parsl's errors hold whole logs; all of it is in the cause of the LaunchError."""
+    return textwrap.shorten(f"{type(error).__name__}: {error}", REASON_CHARACTERS, placeholder=" ...")

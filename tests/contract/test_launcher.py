@@ -248,7 +248,7 @@ async def test_who_calls_an_agent_hears_soon_that_its_worker_was_killed(kind: Ki
     call = asyncio.create_task(counter.hang())
     os.kill(await counter.process(), signal.SIGKILL)
     async with asyncio.timeout(NOTICE_S):
-        with pytest.raises(AgentTerminatedError, match=r"agent victim .* has ended: its worker was lost: "):
+        with pytest.raises(AgentTerminatedError, match=r"agent victim .* has ended: its worker failed: "):
             await call
     assert manager.running() == set()
 

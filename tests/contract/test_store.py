@@ -27,6 +27,7 @@ from academy_hpc.changes import (
 )
 from academy_hpc.exchange.store import Store
 from academy_hpc.exchange.store.memory import MemoryStore
+from academy_hpc.exchange.store.sqlite import SqliteStore
 from academy_hpc.identifiers import AgentId, EntityId, UserId
 from academy_hpc.message import ActionRequest, Message, SuccessResponse
 
@@ -51,8 +52,20 @@ class Memory:
         return store
 
 
+class Sqlite:
+    """Lives as long as its state directory does."""
+
+    def open(self, folder: Path, *, tombstones: int = 1000) -> Store:
+        return SqliteStore(folder / "state", tombstones=tombstones)
+
+    async def restart(self, store: Store, folder: Path) -> Store:
+        await store.close()
+        return SqliteStore(folder / "state")
+
+
 KINDS: list[Kind] = [
     Memory(),
+    Sqlite(),
 ]
 
 
