@@ -214,12 +214,14 @@ class Registry:
 
         Raises:
             BadEntityIdError, MailboxTerminatedError, ForbiddenError, MessageTooLargeError, ExchangeFullError,
-            MailboxFullError: Nothing was stored, nothing acknowledged.
+            MailboxFullError: Nothing was stored, nothing acknowledged. But a response to nobody settles its request: that
+                much is in `effects`, also when it raises.
         """
         header = message.header
         source = self._records.get(header.src.uid)
-        if header.kind == "response" and source is not None and header.dest.uid not in self._records:
-            self._answered(source, header.tag, effects)  # there is nobody left to answer
+        if header.kind == "response" and header.dest.uid not in self._records:
+            if source is not None and source.usable_by(caller):
+                self._answered(source, header.tag, effects)
         dest = self._usable(header.dest, caller)
         if source is not None:
             self._check(source, caller)

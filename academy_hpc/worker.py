@@ -167,8 +167,9 @@ class _Worker:
     def _end(self, spec: AgentSpec, state: AgentState, reason: str = "", error: BaseException | None = None) -> None:
         text = "" if error is None else "".join(traceback.format_exception(error))
         self._ends[spec.agent_id] = self._report(spec, state, reason, text)
-        if error is not None:
-            logger.error("%s: %s", spec.agent_id, reason, exc_info=error)
+        if reason:
+            own_code = error is not None and not isinstance(error, AcademyError)
+            logger.error("%s has ended: %s", spec.agent_id, reason, exc_info=error if own_code else None)
 
     async def _tell_end(self, spec: AgentSpec) -> None:
         report = self._ends[spec.agent_id]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 
 from academy_hpc import Agent, Handle, action, loop
 
@@ -22,6 +21,11 @@ class Counter(Agent):
         return self.total
 
     @action
+    async def add_slowly(self, amount: int) -> int:
+        await asyncio.sleep(0.5)
+        return await self.add(amount)
+
+    @action
     async def process(self) -> int:
         return os.getpid()
 
@@ -32,10 +36,6 @@ class Counter(Agent):
     @action
     async def hang(self) -> None:
         await asyncio.sleep(1000)
-
-    @action
-    async def path(self) -> list[str]:
-        return sys.path
 
 
 class Caller(Agent):

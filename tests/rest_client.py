@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import time
 import uuid
@@ -154,7 +155,8 @@ class Rest:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
         headers |= options.pop("headers", {})
-        return self._session.request(method, self._url + path, data=data, headers=headers, **options)
+        # As a file: aiohttp warns of large bytes.
+        return self._session.request(method, self._url + path, data=io.BytesIO(data), headers=headers, **options)
 
     async def call(self, method: str, path: str, body: Any = None, **options: Any) -> Answer:
         """Send a request and read the answer."""

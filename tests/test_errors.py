@@ -56,6 +56,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "RefusedError": ("no",),
     "RequestError": ("no",),
     "SerializationError": ("a lock can't be sent as pickle",),
+    "StoreError": ("the file is on a network file system",),
     "TooFewSlotsError": ("parsl", 9, 8),
     "UnauthorizedError": ("expired",),
     "UserTerminatedError": (USER,),

@@ -17,7 +17,9 @@ import parsl
 import psutil
 import pytest
 from parsl import python_app
+from parsl.concurrent import ParslPoolExecutor
 from parsl.config import Config
+from parsl.dataflow.dflow import DataFlowKernel
 from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
 from parsl.executors.base import ParslExecutor
 from parsl.providers import LocalProvider, SlurmProvider
@@ -25,6 +27,7 @@ from parsl.providers import LocalProvider, SlurmProvider
 from academy_hpc import (
     AgentLaunch,
     AgentTerminatedError,
+    ExecutorLauncher,
     HttpExchangeFactory,
     LaunchError,
     Manager,
@@ -115,50 +118,70 @@ async def test_a_configuration_is_loaded_by_the_first_launch_and_cleaned_up(
         parsl.dfk()
 
 
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DataFlowKernel]:
+    """Parsl as a program has loaded it, with two executors of one worker each."""
+    executors = [workers_executor(1, "one"), workers_executor(1, "two")]
+    folder = str(tmp_path_factory.mktemp("parsl"))
+    config = Config(executors=executors, run_dir=folder, strategy_period=1, initialize_logging=False)
+    with loaded_kernel(config) as loaded:
+        yield loaded
+
+
 @pytest.mark.parsl
 async def test_workers_are_spread_over_executors_and_apps_of_the_program_run_beside_them(
-    factory: HttpExchangeFactory, tmp_path: Path
+    factory: HttpExchangeFactory, kernel: DataFlowKernel
 ) -> None:
-    executors = [workers_executor(1, "one"), workers_executor(1, "two")]
-    config = Config(executors=executors, run_dir=str(tmp_path), strategy_period=1, initialize_logging=False)
-    with loaded_kernel(config) as kernel:
-        async with asyncio.timeout(PATIENCE_S):
-            async with await Manager.from_exchange_factory(factory, ParslLauncher(kernel)) as manager:
-                counters = await manager.launch_many([Counter] * 2)
-                assert len({await counter.process() for counter in counters}) == 2
-                with pytest.raises(TooFewSlotsError):
-                    await manager.launch(Counter)
-                await manager.shutdown(counters[0])
+    async with asyncio.timeout(PATIENCE_S):
+        async with await Manager.from_exchange_factory(factory, ParslLauncher(kernel)) as manager:
+            counters = await manager.launch_many([Counter] * 2)
+            assert len({await counter.process() for counter in counters}) == 2
+            with pytest.raises(TooFewSlotsError):
                 await manager.launch(Counter)
-        assert python_app(os.getpid, data_flow_kernel=kernel)().result(10) != os.getpid()
+            await manager.shutdown(counters[0])
+            await manager.launch(Counter)
+        app = python_app(os.getpid, data_flow_kernel=kernel)
+        assert await asyncio.wrap_future(app()) != os.getpid()
 
 
 @pytest.mark.parsl
-async def test_agents_in_an_app_of_the_program(factory: HttpExchangeFactory, tmp_path: Path) -> None:
+async def test_agents_in_an_app_of_the_program(factory: HttpExchangeFactory, kernel: DataFlowKernel) -> None:
     """The worker's function is the same; what fails in it is told by `adopt`."""
-    with loaded_kernel(parsl_config(tmp_path)) as kernel:
 
-        @python_app(data_flow_kernel=kernel)
-        def run_agents(spec: str) -> str:
-            from academy_hpc.worker import run
+    @python_app(data_flow_kernel=kernel)
+    def run_agents(spec: str) -> str:
+        from academy_hpc.worker import run
 
-            return run(spec)
+        return run(spec)
 
-        @python_app(data_flow_kernel=kernel)
-        def break_down(spec: str) -> str:
-            raise OSError("no scratch space on this node")
+    @python_app(data_flow_kernel=kernel)
+    def break_down(spec: str) -> str:
+        raise OSError("no scratch space on this node")
 
-        async with asyncio.timeout(PATIENCE_S):
-            async with await Manager.from_exchange_factory(factory, ParslLauncher(kernel)) as manager:
-                spec = await manager.make_spec([AgentLaunch(Counter, args=(n,), name=f"c{n}") for n in range(2)])
-                future = run_agents(spec.to_json())
-                counters = await manager.adopt(spec, future)
-                assert [await counter.add(1) for counter in counters] == [1, 2]
+    async with asyncio.timeout(PATIENCE_S):
+        async with await Manager.from_exchange_factory(factory, ParslLauncher(kernel)) as manager:
+            spec = await manager.make_spec([AgentLaunch(Counter, args=(n,), name=f"c{n}") for n in range(2)])
+            future = run_agents(spec.to_json())
+            counters = await manager.adopt(spec, future)
+            assert [await counter.add(1) for counter in counters] == [1, 2]
 
-                spec = await manager.make_spec([AgentLaunch(Counter, name="unlucky")])
-                with pytest.raises(LaunchError, match=r"unlucky: .*OSError: no scratch space on this node"):
-                    await manager.adopt(spec, break_down(spec.to_json()))
-            assert '"finished"' in await asyncio.wrap_future(future)
+            spec = await manager.make_spec([AgentLaunch(Counter, name="unlucky")])
+            with pytest.raises(LaunchError, match=r"unlucky: .*OSError: no scratch space on this node"):
+                await manager.adopt(spec, break_down(spec.to_json()))
+        assert '"finished"' in await asyncio.wrap_future(future)
+
+
+@pytest.mark.parsl
+async def test_a_pool_executor_of_parsl_is_an_executor_like_others(
+    factory: HttpExchangeFactory, kernel: DataFlowKernel
+) -> None:
+    launcher = ExecutorLauncher(ParslPoolExecutor(dfk=kernel, executors=["two"]), slots=1)
+    async with asyncio.timeout(PATIENCE_S):
+        async with await Manager.from_exchange_factory(factory, launcher) as manager:
+            assert await (await manager.launch(Counter)).add(1) == 1
+            with pytest.raises(TooFewSlotsError, match="ParslPoolExecutor"):
+                await manager.launch(Counter)
+    assert not kernel.cleanup_called
 
 
 @pytest.mark.parsl

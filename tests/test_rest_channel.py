@@ -68,6 +68,27 @@ async def test_calls_of_any_size_are_answered(size: int, user: UserExchangeClien
     await running
 
 
+async def test_messages_to_one_agent_keep_their_order_whatever_each_takes(
+    user: UserExchangeClient, exchange: RunningExchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, pauses = RestChannel._try, iter([0.1, 0.05, 0.02])
+
+    async def slow(self: RestChannel, method: str, *arguments: Any) -> Any:
+        await asyncio.sleep(next(pauses, 0.0) if method == "PUT" else 0.0)
+        return await original(self, method, *arguments)
+
+    registration = await user.register_agent(Worker)
+    runtime = Runtime(Worker(), exchange_factory=exchange.factory, registration=registration)
+    running = asyncio.create_task(runtime.run_until_complete())
+    handle: Handle[Worker] = Handle(registration.agent_id, exchange=user)
+    await runtime.wait_started()
+    monkeypatch.setattr(RestChannel, "_try", slow)
+    totals = await asyncio.gather(*(handle.add(10**number) for number in range(5)))
+    assert totals == [1, 11, 111, 1_111, 11_111]
+    await handle.shutdown()
+    await running
+
+
 async def test_an_agent_that_comes_back_gets_what_waits_for_it(
     user: UserExchangeClient, exchange: RunningExchange
 ) -> None:

@@ -209,8 +209,12 @@ async def test_a_call_that_can_not_be_meant_is_refused_and_the_stream_goes_on(me
 
 
 async def ends_within(reader: asyncio.StreamReader, seconds: float) -> bytes:
+    """What came until the server closed, in whatever way: a reset is an end, too."""
     async with asyncio.timeout(seconds):
-        return await reader.read()
+        try:
+            return await reader.read()
+        except ConnectionError:
+            return b""
 
 
 @pytest.mark.parametrize("start", [b"", b"GET /mailbox HTTP/1.1\r\nHost: x\r\n"])
@@ -282,8 +286,7 @@ async def test_what_is_no_http_is_answered_and_does_no_harm(head: bytes) -> None
         async with raw_connection(exchange) as (reader, writer):
             writer.write(head)
             writer.write_eof()
-            with contextlib.suppress(ConnectionError):
-                assert (await ends_within(reader, 2))[:12] in (b"", b"HTTP/1.1 400", b"HTTP/1.0 400")
+            assert (await ends_within(reader, 2))[:12] in (b"", b"HTTP/1.1 400", b"HTTP/1.0 400")
         assert await rest.status(user()) == "MISSING"
 
 

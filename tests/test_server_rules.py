@@ -299,9 +299,10 @@ async def test_the_counters_of_an_unknown_mailbox_are_zero() -> None:
 
 async def test_discovery_goes_by_whole_names_in_the_order_of_registration() -> None:
     async with rest_exchange() as (rest, _):
-        first, second, third, plain = agent("first"), agent("second"), agent("third"), agent("plain")
+        first, second, again, third, plain = (agent(name) for name in ("first", "second", "again", "third", "plain"))
         await rest.create(first, chain=f"m.Derived,m.Base,{BASE}")
         await rest.create(second, chain=f"m.Base,{BASE}")
+        await rest.create(again, chain=f"m.Derived,m.Base,{BASE}")
         await rest.create(third, chain=f"m.Base2,{BASE}")
         await rest.create(plain)
         await rest.create(user(), chain=f"m.Base,{BASE}")
@@ -310,8 +311,8 @@ async def test_discovery_goes_by_whole_names_in_the_order_of_registration() -> N
             answer = await rest.call("GET", "/discover", {"agent": name, "allow_subclasses": subclasses})
             return [uid for uid in answer.json["agent_ids"].split(",") if uid]
 
-        uids = [entity["uid"] for entity in (first, second, third)]
-        assert await discover("m.Base", True) == uids[:2]
+        uids = [entity["uid"] for entity in (first, second, again, third)]
+        assert await discover("m.Base", True) == uids[:3]
         assert await discover("m.Base", False) == uids[1:2]
         assert await discover(BASE, True) == uids
         for name in (BASE, "m.Bas", "", "Base", "m.Derived,m.Base"):

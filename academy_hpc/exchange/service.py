@@ -102,9 +102,11 @@ class ExchangeService:
             if not future.done():
                 future.set_result(error)
 
-        if self.send(message, caller, effects, None, done):
+        try:
+            accepted = self.send(message, caller, effects, None, done)
+        finally:
             await self.commit(effects)
-        elif (error := await future) is not None:
+        if not accepted and (error := await future) is not None:
             raise error
 
     def attach(
@@ -153,11 +155,13 @@ class ExchangeService:
     async def _admit(self, uids: list[uuid.UUID]) -> None:
         for uid in uids:
             effects, answers = Effects(), []
-            queue = self._waiting[uid]
+            queue = self._waiting.get(uid)  # an earlier commit of this loop may have emptied it
+            if queue is None:
+                continue
             while queue and (answer := self._try(queue[0], effects)) is not None:
                 answers.append((queue.popleft().done, answer))
             if not queue:
-                del self._waiting[uid]
+                self._waiting.pop(uid, None)
             await self.commit(effects)
             for done, answer in answers:
                 done(answer if isinstance(answer, AcademyError) else None)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import multiprocessing
+import os
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 
@@ -54,7 +57,7 @@ class ExecutorLauncher:
     def start(self, specs: Sequence[str]) -> list[Future[str]]:
         """See `Launcher`."""
         try:
-            futures = [self._executor.submit(run_worker, spec) for spec in specs]
+            futures = [self._executor.submit(_run_in_pool, spec) for spec in specs]
         except RuntimeError as error:  # it is broken, or was shut down
             raise LaunchError(f"{self._label} takes no more workers: {error}") from error
         self._futures = [*(future for future in self._futures if not future.done()), *futures]
@@ -68,13 +71,14 @@ class ExecutorLauncher:
         """See `Launcher`."""
         if not self._shutdown:
             return
-        for future in self._futures:
-            future.cancel()  # those that have not started
+        for future in self._futures:  # those that have not started
+            with contextlib.suppress(NotImplementedError):  # Parsl's futures can't
+                future.cancel()
         _, left = wait(self._futures, timeout)
         if left:
             logger.warning("%s: %d workers did not end within %s s", self._label, len(left), timeout)
             self._kill(KILL_S)
-        self._executor.shutdown(wait=not left, cancel_futures=True)
+        self._executor.shutdown(wait=not left)
 
     def _kill(self, timeout: float) -> None:
         """Python would wait at its end, for ever, for a worker process that does not return."""
@@ -84,3 +88,12 @@ class ExecutorLauncher:
             process.kill()
         for process in processes:
             process.join(timeout)
+
+
+def _run_in_pool(spec: str) -> str:
+    """Run a worker; a pool's process whose program was killed meanwhile would else wait for more work for ever."""
+    report = run_worker(spec)
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(0)
+    return report

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from academy_hpc.agent import RuntimeConfig
@@ -41,6 +42,19 @@ class Launching:
             raise TooFewSlotsError(label, busy + wanted, slots)
         return [self._supervisor.new_worker(launcher) for _ in range(wanted)]
 
+    async def make_specs(
+        self,
+        groups: list[list[AgentLaunch[Any]]],
+        sources: list[list[AgentSource]],
+        workers: list[SupervisedWorker],
+    ) -> list[LaunchSpec]:
+        """`make_spec` for each worker. Raises ExchangeError, once no more are being registered."""
+        made = await asyncio.gather(*map(self.make_spec, groups, sources, workers), return_exceptions=True)
+        for outcome in made:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return [outcome for outcome in made if isinstance(outcome, LaunchSpec)]
+
     async def make_spec(
         self, items: Sequence[AgentLaunch[Any]], sources: Sequence[AgentSource], worker: SupervisedWorker
     ) -> LaunchSpec:
@@ -68,19 +82,22 @@ class Launching:
         for worker, future in zip(workers, futures, strict=True):
             self._supervisor.started(worker, future)
 
-    async def until_ready(
-        self, agents: list[SupervisedAgent], timeout: float | None, progress: bool | ProgressCallback
-    ) -> None:
-        """Until all are ready, shown meanwhile. Raises LaunchError: one can't be, or the time is over."""
+    @contextlib.contextmanager
+    def shown(self, agents: list[SupervisedAgent], progress: bool | ProgressCallback) -> Iterator[None]:
+        """Show how far the agents are."""
         show = ProgressLine() if progress is True else progress or (lambda _: None)
-        waits = [agent.started for agent in agents]
         with self._supervisor.calling(lambda: show(self._supervisor.progress(agents))):
-            if waits:
-                await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
-            if any(agent.report is not None for agent in agents):
-                await asyncio.wait(waits, timeout=MORE_FAILURES_S)
+            yield
+
+    async def until_ready(self, agents: list[SupervisedAgent], timeout: float | None) -> None:
+        """Until all are ready. Raises LaunchError: one can't be, or the time is over."""
+        waits = [agent.started for agent in agents]
+        if waits:
+            await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
+        if any(agent.report is not None for agent in agents):
+            await asyncio.wait(waits, timeout=MORE_FAILURES_S)
         failed = [agent for agent in agents if agent.started.done() and agent.started.exception() is not None]
         if failed:
             raise launch_error(failed, len(agents))
         if not all(wait.done() for wait in waits):
-            raise LaunchError(f"After {timeout} s not all agents are ready: {self._supervisor.progress(agents)}.")
+            raise LaunchError(f"Not all agents are ready in time: {self._supervisor.progress(agents)}.")

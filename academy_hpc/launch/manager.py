@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any, Self
@@ -201,11 +202,13 @@ class Manager(NoPickleMixin):
         sources = [sources_of(group) for group in groups]
         workers = self._launching.take_slots(chosen, len(groups))
         launched: list[SupervisedAgent] = []
+        until = time.monotonic() + (timeout or 0)
         try:
-            specs = await asyncio.gather(*map(self._launching.make_spec, groups, sources, workers))
+            specs = await self._launching.make_specs(groups, sources, workers)
             launched = [agent for worker in workers for agent in worker.agents]
-            await self._launching.start(chosen, workers, specs)
-            await self._launching.until_ready(launched, timeout, progress)
+            with self._launching.shown(launched, progress):
+                await self._launching.start(chosen, workers, specs)
+                await self._launching.until_ready(launched, None if timeout is None else until - time.monotonic())
         except BaseException:
             self._supervisor.give_up((agent for worker in workers for agent in worker.agents), "its launch failed")
             for worker in workers:
@@ -222,6 +225,8 @@ class Manager(NoPickleMixin):
             LaunchError: One can't be sent. ExchangeError: They could not be registered.
         """
         items = [as_launch(agent) for agent in agents]
+        if not items:
+            raise ValueError("A worker needs at least one agent.")
         return await self._launching.make_spec(items, sources_of(items), self._supervisor.new_worker(None))
 
     async def adopt(
@@ -248,7 +253,8 @@ class Manager(NoPickleMixin):
         if future is not None:
             self._supervisor.started(agents[0].worker, future)
         try:
-            await self._launching.until_ready(agents, timeout, progress)
+            with self._launching.shown(agents, progress):
+                await self._launching.until_ready(agents, timeout)
         except BaseException:
             self._supervisor.give_up(agents, "its launch failed")
             raise

@@ -47,7 +47,24 @@ SCHEMA_VERSION = 1
 
 # SQLite's locks and its shared memory do not work on these (https://sqlite.org/wal.html, section 1).
 _NETWORK_FILE_SYSTEMS = frozenset(
-    "9p afs beegfs ceph cifs fuse.sshfs gpfs lustre nfs nfs4 orangefs panfs pvfs2 smb3 smbfs wekafs".split()
+    [
+        "9p",
+        "afs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "fuse.sshfs",
+        "gpfs",
+        "lustre",
+        "nfs",
+        "nfs4",
+        "orangefs",
+        "panfs",
+        "pvfs2",
+        "smb3",
+        "smbfs",
+        "wekafs",
+    ]
 )
 
 _SCHEMA = """
@@ -109,7 +126,9 @@ class SqliteStore:
     def load(self) -> Snapshot:
         """See `Store`."""
         execute = self._connection.execute
-        rows = execute("SELECT number, uid, entity, owner, classes, groups, session, last_seq FROM mailbox ORDER BY number")
+        rows = execute(
+            "SELECT number, uid, entity, owner, classes, groups, session, last_seq FROM mailbox ORDER BY number"
+        )
         mailboxes, names = [], {}
         for number, uid, entity, owner, classes, groups, session, last_seq in rows:
             names[number] = uuid.UUID(bytes=uid)
@@ -250,10 +269,14 @@ def _claim(directory: Path) -> int:
     except OSError as error:
         raise StoreError(f"The state directory {directory} can't be made: {error.strerror}.") from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
-        raise StoreError(f"The state directory {directory} must be a directory of yours that is closed to others: chmod 700.")
+        raise StoreError(
+            f"The state directory {directory} must be a directory of yours that is closed to others: chmod 700."
+        )
     kind = _file_system(directory)
     if kind in _NETWORK_FILE_SYSTEMS:
-        raise StoreError(f"The state directory {directory} is on {kind}, where SQLite is not safe. Take one on a local disk.")
+        raise StoreError(
+            f"The state directory {directory} is on {kind}, where SQLite is not safe. Take one on a local disk."
+        )
     return _lock(directory)
 
 
@@ -266,7 +289,9 @@ def _lock(directory: Path) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(fd)
-        raise StoreError(f"The state directory {directory} is in use by another exchange. Stop that one first.") from None
+        raise StoreError(
+            f"The state directory {directory} is in use by another exchange. Stop that one first."
+        ) from None
     return fd
 
 
@@ -288,7 +313,9 @@ def _open(path: Path) -> sqlite3.Connection:
         _prepare(connection, path)
     except sqlite3.Error as error:
         connection.close()
-        raise StoreError(f"{path} is damaged: {error}. Move it away to start empty; sqlite3 .recover may save it.") from error
+        raise StoreError(
+            f"{path} is damaged: {error}. Move it away to start empty; sqlite3 .recover may save it."
+        ) from error
     except BaseException:
         connection.close()
         raise
