@@ -221,7 +221,7 @@ def timer(interval: float | timedelta) -> Callable[[Callable[[Any], Coroutine[An
 
 
 def event(name: str) -> Callable[[Callable[[Any], Coroutine[Any, Any, None]]], Any]:
-    """Make a coroutine method run each time the `asyncio.Event` in attribute `name` is set; it is cleared before each run.
+    """Make a coroutine method run each time the `asyncio.Event` in attribute `name` is set; it is cleared first.
 
     An attribute that is missing, or is no `asyncio.Event`, is an error of this control loop.
     """

@@ -214,14 +214,13 @@ class Registry:
 
         Raises:
             BadEntityIdError, MailboxTerminatedError, ForbiddenError, MessageTooLargeError, ExchangeFullError,
-            MailboxFullError: Nothing was stored, nothing acknowledged. But a response to nobody settles its request: that
-                much is in `effects`, also when it raises.
+            MailboxFullError: Nothing was stored, nothing acknowledged. But a response to nobody settles its
+                request: that much is in `effects`, also when it raises.
         """
         header = message.header
         source = self._records.get(header.src.uid)
         if header.kind == "response" and header.dest.uid not in self._records:
-            if source is not None and source.usable_by(caller):
-                self._answered(source, header.tag, effects)
+            self._settle(source, header, caller, effects)
         dest = self._usable(header.dest, caller)
         if source is not None:
             self._check(source, caller)
@@ -455,6 +454,10 @@ class Registry:
         if record.pending is None:
             record.pending = {}
         record.pending[header.tag] = header
+
+    def _settle(self, source: _Record | None, header: Header, caller: Caller, effects: Effects) -> None:
+        if source is not None and source.usable_by(caller):
+            self._answered(source, header.tag, effects)
 
     def _answered(self, record: _Record, tag: uuid.UUID, effects: Effects) -> None:
         if record.pending and record.pending.pop(tag, None) is not None:

@@ -1,8 +1,8 @@
 """The durable store: a SQLite database in a state directory. What `write` returned from survives SIGKILL.
 
 One thread writes. Whatever was asked for while it wrote goes into one transaction, so that the price of making it
-durable is shared by all who wait. With ``synchronous=FULL`` a commit also survives the loss of power, as far as the disk
-keeps its promises.
+durable is shared by all who wait. With ``synchronous=FULL`` a commit also survives the loss of power, as far as the
+disk keeps its promises.
 """
 
 from __future__ import annotations
@@ -70,10 +70,11 @@ _NETWORK_FILE_SYSTEMS = frozenset(
 _SCHEMA = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE mailbox (
-    number INTEGER PRIMARY KEY, uid BLOB NOT NULL UNIQUE, entity BLOB NOT NULL, owner TEXT NOT NULL, classes BLOB NOT NULL,
-    groups BLOB NOT NULL, session BLOB, last_seq INTEGER NOT NULL DEFAULT 0);
+    number INTEGER PRIMARY KEY, uid BLOB NOT NULL UNIQUE, entity BLOB NOT NULL, owner TEXT NOT NULL,
+    classes BLOB NOT NULL, groups BLOB NOT NULL, session BLOB, last_seq INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE message (
-    mailbox INTEGER NOT NULL, seq INTEGER NOT NULL, header BLOB NOT NULL, body BLOB NOT NULL, PRIMARY KEY (mailbox, seq));
+    mailbox INTEGER NOT NULL, seq INTEGER NOT NULL, header BLOB NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (mailbox, seq));
 CREATE TABLE pending (
     mailbox INTEGER NOT NULL, tag BLOB NOT NULL, header BLOB NOT NULL, PRIMARY KEY (mailbox, tag));
 CREATE TABLE tombstone (number INTEGER PRIMARY KEY, uid BLOB NOT NULL UNIQUE);
