@@ -64,9 +64,9 @@ class Delivery(msgspec.Struct, frozen=True):
 class _Entry:
     __slots__ = ("attempts", "message", "state")
 
-    def __init__(self, message: Message) -> None:
+    def __init__(self, message: Message, attempts: int = 0) -> None:
         self.message = message
-        self.attempts = 0
+        self.attempts = attempts
         self.state = _READY
 
     def move(self, event: str) -> None:
@@ -76,7 +76,17 @@ class _Entry:
 class Mailbox:
     """The messages for one entity. Queues are made when first used: an idle mailbox is small."""
 
-    __slots__ = ("_entries", "_out", "_ready", "_unconsumed", "_window_bytes", "last_seq", "session", "stored_bytes")
+    __slots__ = (
+        "_entries",
+        "_out",
+        "_ready",
+        "_restored",
+        "_unconsumed",
+        "_window_bytes",
+        "last_seq",
+        "session",
+        "stored_bytes",
+    )
 
     def __init__(self, *, last_seq: int = 0, session: uuid.UUID | None = None) -> None:
         self.last_seq = last_seq
@@ -87,6 +97,7 @@ class Mailbox:
         self._out: dict[int, None] | None = None  # in the order of numbers: take hands out in order
         self._unconsumed: deque[tuple[int, int]] | None = None  # number and bytes of what was handed out
         self._window_bytes = 0
+        self._restored = 0  # the highest number that came from a store, until a listener has come
 
     def __len__(self) -> int:
         """Messages stored: ready or handed out."""
@@ -97,31 +108,35 @@ class Mailbox:
         """Messages that wait to be taken."""
         return len(self._ready) if self._ready else 0
 
-    def put(self, message: Message, *, seq: int | None = None) -> int:
-        """Accept `message`; its number. `seq` only to restore what a store gave back."""
-        self.last_seq = seq if seq is not None else self.last_seq + 1
-        if self._entries is None:
-            self._entries = {}
-        if self._ready is None:
-            self._ready = deque()
-        self._entries[self.last_seq] = _Entry(message)
-        self._ready.append(self.last_seq)
-        self.stored_bytes += OVERHEAD_BYTES + len(message.body)
+    def put(self, message: Message) -> int:
+        """Accept `message`; its number."""
+        self._add(self.last_seq + 1, _Entry(message))
         return self.last_seq
 
-    def take(self, window: Window) -> list[Delivery]:
+    def restore(self, seq: int, message: Message) -> None:
+        """Take back number `seq` from a store, in order.
+
+        Attempts are not stored. Where there was a listener, the message counts as handed to it once, unless that very
+        listener comes back and says that it did not get it: what must not run twice is rather not run again.
+        """
+        self._add(seq, _Entry(message, 0 if self.session is None else 1))
+        self._restored = seq
+
+    def take(self, window: Window, *, kept: int | None = None) -> list[Delivery]:
         """What fits into `window` beside that which was handed out and not consumed; oldest first.
 
-        A message larger than the whole window is handed out alone.
+        A message larger than the whole window is handed out alone. `kept` is the highest number that a store has:
+        what is not stored yet is not handed out. None: all are.
         """
         taken: list[Delivery] = []
         if not self._ready or self._entries is None:
             return taken
+        limit = self.last_seq if kept is None else kept
         if self._unconsumed is None:
             self._unconsumed = deque()
         if self._out is None:
             self._out = {}
-        while self._ready and len(self._unconsumed) < window.messages:
+        while self._ready and self._ready[0] <= limit and len(self._unconsumed) < window.messages:
             entry = self._entries[self._ready[0]]
             size = OVERHEAD_BYTES + len(entry.message.body)
             if self._unconsumed and self._window_bytes + size > window.limit_bytes:
@@ -161,6 +176,7 @@ class Mailbox:
             What is given up: it was handed out `max_attempts` times already.
         """
         self.session = session
+        self._restored = 0
         back, given_up = [], []
         for seq in self._out or ():
             entry = self._entry(seq)
@@ -194,6 +210,8 @@ class Mailbox:
                 if entry.state == _OUT:
                     entry.move("release")
                     entry.attempts -= 1
+                elif seq <= self._restored:
+                    entry.attempts = 0
                 self._ready.append(seq)
             elif seq in working:
                 entry.move("hold")
@@ -202,6 +220,7 @@ class Mailbox:
             else:
                 self._forget(seq, "acknowledge")
                 done.append(seq)
+        self._restored = 0
         self._clear_window()
         self._shrink()
         return done
@@ -210,6 +229,16 @@ class Mailbox:
         """Drop all messages."""
         self._entries = self._ready = self._out = self._unconsumed = None
         self.stored_bytes = self._window_bytes = 0
+
+    def _add(self, seq: int, entry: _Entry) -> None:
+        self.last_seq = seq
+        if self._entries is None:
+            self._entries = {}
+        if self._ready is None:
+            self._ready = deque()
+        self._entries[seq] = entry
+        self._ready.append(seq)
+        self.stored_bytes += OVERHEAD_BYTES + len(entry.message.body)
 
     def _entry(self, seq: int) -> _Entry:
         return (self._entries or {})[seq]

@@ -88,7 +88,7 @@ _NO_COUNTS = MailboxCounters()
 class Effects:
     """What follows from operations: collected over a batch, carried out by the shell in this order."""
 
-    __slots__ = ("changes", "ended", "freed", "given_up", "woken")
+    __slots__ = ("changes", "ended", "freed", "given_up", "stored", "woken")
 
     def __init__(self) -> None:
         self.changes: list[Change] = []
@@ -98,6 +98,8 @@ class Effects:
         self.ended: dict[uuid.UUID, MailboxTerminatedError] = {}
         # Messages handed out too often; requests among them are answered, the shell only notes it.
         self.given_up: list[Delivery] = []
+        # The highest number of the messages that were accepted, for each mailbox.
+        self.stored: dict[uuid.UUID, int] = {}
 
 
 class _Record:
@@ -108,6 +110,7 @@ class _Record:
         "completed",
         "entity",
         "groups",
+        "kept",
         "listening",
         "mailbox",
         "number",
@@ -124,6 +127,7 @@ class _Record:
         self.groups: frozenset[str] = frozenset()
         self.mailbox = mailbox
         self.number = number
+        self.kept = 0
         self.pending: dict[uuid.UUID, Header] | None = None
         self.completed = 0
         self.outgoing = 0
@@ -288,7 +292,14 @@ class Registry:
         record = self._records.get(uid)
         if record is None or record.mailbox.session != session:
             return []
-        return record.mailbox.take(window)
+        return record.mailbox.take(window, kept=record.kept)
+
+    def kept(self, effects: Effects) -> None:
+        """The store has the changes of `effects`: what was accepted with them may be handed out."""
+        for uid, seq in effects.stored.items():
+            record = self._records.get(uid)
+            if record is not None:
+                record.kept = seq
 
     def consumed(self, uid: uuid.UUID, session: uuid.UUID, seq: int) -> bool:
         """The listener's program has read all up to number `seq`; whether there is something to take now."""
@@ -378,11 +389,12 @@ class Registry:
         for stored in snapshot.messages:
             mailbox = self._records[stored.uid].mailbox
             before = mailbox.stored_bytes
-            mailbox.put(stored.message, seq=stored.seq)
+            mailbox.restore(stored.seq, stored.message)
             self.stored_bytes += mailbox.stored_bytes - before
             self._recent.restore(stored.message.header)
         for row in snapshot.mailboxes:
-            self._records[row.entity.uid].mailbox.last_seq = row.last_seq
+            record = self._records[row.entity.uid]
+            record.mailbox.last_seq = record.kept = row.last_seq
         for pending in snapshot.pending:
             self._pend(self._records[pending.uid], pending.header)
             self._recent.restore(pending.header)
@@ -442,6 +454,7 @@ class Registry:
         seq = dest.mailbox.put(message)
         self.stored_bytes += dest.mailbox.stored_bytes - before
         effects.changes.append(MessageStored(dest.entity.uid, seq, message))
+        effects.stored[dest.entity.uid] = seq
         effects.woken[dest.entity.uid] = None
 
     def _await_answer(self, dest: _Record, source: _Record | None, header: Header, effects: Effects) -> None:

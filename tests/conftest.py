@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import traceback
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from tests.exchange_server import RunningExchange
 
 __all__: list[str] = []
+
+# Tests send these to programs that they start; where pytest was started in the background they would be ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # On a loaded machine an example may take any time; that says nothing about the code.
 _PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}

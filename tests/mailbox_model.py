@@ -25,6 +25,7 @@ class Item:
         self.answer = answer
         self.attempts = 0
         self.out = False
+        self.restored = False
 
     @property
     def key(self) -> tuple[uuid.UUID, uuid.UUID, str]:
@@ -81,12 +82,15 @@ class Box:
                 item.attempts, item.out = max(1, item.attempts), True
             elif item.out:
                 item.attempts, item.out = item.attempts - 1, False
+            elif item.restored:
+                item.attempts = 0
+            item.restored = False
 
     def restarted(self) -> None:
-        """Counts of attempts and of answers live as long as the exchange's process."""
+        """Counts of attempts and of answers live as long as the exchange's process; one attempt may have been made."""
         self.completed = self.outgoing = 0
         for item in self.items.values():
-            item.attempts, item.out = 0, False
+            item.attempts, item.out, item.restored = int(self.listener is not None), False, True
         if self.listener is not None:
             self.listener.connected = False
 

@@ -40,6 +40,7 @@ class Exchange:
 
     def commit(self, effects: Effects) -> Effects:
         finish(self.store.write(effects.changes))
+        self.registry.kept(effects)
         return effects
 
     def create(self, entity: EntityId, *classes: str, caller: Caller = OWNER) -> EntityId:

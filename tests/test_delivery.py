@@ -258,17 +258,35 @@ def test_what_is_held_keeps_its_attempt(mailbox: Mailbox) -> None:
 
 
 def test_after_a_restart_a_session_resumes_as_if_nothing_had_happened() -> None:
-    """A restored mailbox knows no deliveries; the listener tells of them. What it holds was attempted."""
+    """A restored mailbox knows no deliveries; the listener tells of them. What it did not get was not attempted."""
     session = uuid.uuid4()
     mailbox = Mailbox(session=session)
     for seq in (2, 3, 7, 8):
-        mailbox.put(message(), seq=seq)
+        mailbox.restore(seq, message())
     mailbox.last_seq = 9
     assert mailbox.resume(received=7, held=[3, 7]) == [2]
     assert mailbox.session == session
     assert (mailbox.put(message()), numbers(mailbox.take(ALL))) == (10, [8, 10])
     start(mailbox)
     assert [(d.seq, d.attempt) for d in mailbox.take(ALL)] == [(3, 2), (7, 2), (8, 2), (10, 2)]
+
+
+def test_after_a_restart_a_new_session_gets_what_an_earlier_one_may_have_run_as_a_second_attempt() -> None:
+    """Attempts are not stored: an action that must not run twice is rather not run again."""
+    mailbox = Mailbox(session=uuid.uuid4())
+    mailbox.restore(1, message())
+    start(mailbox)
+    assert attempts(mailbox.take(ALL)) == [2]
+    never_heard = Mailbox()
+    never_heard.restore(1, message())
+    start(never_heard)
+    assert attempts(never_heard.take(ALL)) == [1]
+
+
+def test_what_the_store_does_not_have_yet_is_not_handed_out(mailbox: Mailbox) -> None:
+    assert numbers(mailbox.take(ALL, kept=2)) == [1, 2]
+    assert numbers(mailbox.take(ALL, kept=2)) == []
+    assert numbers(mailbox.take(ALL, kept=5)) == [3, 4, 5]
 
 
 def test_what_a_listener_cannot_hold_comes_again(mailbox: Mailbox) -> None:

@@ -148,13 +148,14 @@ async def test_workers_are_spread_over_executors_and_apps_of_the_program_run_bes
 async def test_agents_in_an_app_of_the_program(factory: HttpExchangeFactory, kernel: DataFlowKernel) -> None:
     """The worker's function is the same; what fails in it is told by `adopt`."""
 
-    @python_app(data_flow_kernel=kernel)
+    # Parsl chooses among executors by chance, and each of these has one worker.
+    @python_app(data_flow_kernel=kernel, executors=["one"])
     def run_agents(spec: str) -> str:
         from academy_hpc.worker import run
 
         return run(spec)
 
-    @python_app(data_flow_kernel=kernel)
+    @python_app(data_flow_kernel=kernel, executors=["two"])
     def break_down(spec: str) -> str:
         raise OSError("no scratch space on this node")
 

@@ -63,6 +63,7 @@ class RegistryMachine(RuleBasedStateMachine):
         yield effects
         check_effects(effects)
         finish(self.store.write(effects.changes))
+        self.registry.kept(effects)
 
     def answer(self, header: Any, error: type[errors.AcademyError]) -> None:
         """The exchange answers a request itself; its requester may be gone."""
@@ -219,7 +220,7 @@ class RegistryMachine(RuleBasedStateMachine):
         assert [delivery.seq for delivery in effects.given_up] == given_up
         assert all(delivery.attempt == LIMITS.max_attempts for delivery in effects.given_up)
         for item in box.items.values():
-            item.out = False
+            item.out = item.restored = False
         if box.listener is not None:
             self.fenced_off(box, box.listener.session)
         box.listener = listener

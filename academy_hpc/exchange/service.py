@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from academy_hpc.errors import AcademyError, ListenerSupersededError, MailboxFullError, RefusedError
+from academy_hpc.errors import AcademyError, ListenerSupersededError, MailboxFullError, RefusedError, StoreError
 from academy_hpc.exchange.store import Store
 from academy_hpc.identifiers import EntityId
 from academy_hpc.message import Message
@@ -54,19 +54,20 @@ class ExchangeService:
     """One exchange. All methods must be called in its event loop."""
 
     def __init__(self, store: Store, *, limits: Limits | None = None, full_wait_s: float = 30.0) -> None:
-        self.exchange_id = uuid.uuid4().hex
+        self.exchange_id = store.exchange_id
         self.registry = Registry(limits)
         self._store = store
         self._full_wait_s = full_wait_s
         self._listeners: dict[uuid.UUID, tuple[Listener, uuid.UUID]] = {}
         self._waiting: dict[uuid.UUID, deque[_Waiting]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self.failed = asyncio.Event()
         self.registry.restore(store.load())
 
     async def commit(self, effects: Effects) -> None:
         """Keep the changes, then tell those concerned. Nothing of `effects` may be answered before this returns."""
         if effects.changes:
-            await self._store.write(effects.changes)
+            await self._keep(effects)
         for delivery in effects.given_up:
             logger.warning("gave up %r after %d deliveries", delivery.message, delivery.attempt)
         for uid, error in effects.ended.items():
@@ -141,6 +142,16 @@ class ExchangeService:
             for waiting in self._waiting.pop(uid):
                 waiting.done(RefusedError("The exchange is shutting down."))
         await self._store.close()
+
+    async def _keep(self, effects: Effects) -> None:
+        try:
+            await self._store.write(effects.changes)
+        except StoreError as error:
+            # What is in memory is ahead of the disk now: only a restart from the disk can be trusted.
+            logger.critical("%s The exchange ends here.", error)
+            self.failed.set()
+            raise
+        self.registry.kept(effects)
 
     def _wake(self, uid: uuid.UUID) -> None:
         current = self._listeners.get(uid)

@@ -90,11 +90,20 @@ async def _serve(handover: Handover, ready_fd: int) -> None:
     server = ExchangeServer(msgspec.convert(handover.server, ServerConfig))
     await server.start(socket.socket(fileno=handover.socket_fd))
     _announce(ready_fd, server.exchange_id, handover)
-    await stop.wait()
+    await _first_of(stop, server.service.failed)
     log.info("stopping")
     # The default action of SIGALRM ends the process, whatever it hangs in.
     signal.alarm(CLOSE_LIMIT_S)
     await server.close()
+    if server.service.failed.is_set():
+        sys.exit(1)
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from academy_hpc.exchange.http.wire import (
     error_text,
 )
 from academy_hpc.exchange.service import ExchangeService
+from academy_hpc.exchange.store import Store
 from academy_hpc.exchange.store.memory import MemoryStore
 from academy_hpc.registry import Caller, Limits
 
@@ -41,9 +42,14 @@ CLOSE_S = 0.25
 
 
 class ServerConfig(msgspec.Struct, frozen=True):
-    """How an exchange serves. ``token``: None is for loopback and tests: everybody is let in."""
+    """How an exchange serves.
+
+    ``token``: None is for loopback and tests: everybody is let in. ``state_dir``: where a durable exchange keeps its
+    state; None: in memory.
+    """
 
     token: str | None = None
+    state_dir: str | None = None
     limits: Limits = Limits()
     listen_timeout_s: float = 60.0
     full_wait_s: float = 30.0
@@ -60,7 +66,7 @@ class ExchangeServer:
         self.config = config
         default = OpenAuthenticator() if config.token is None else TokenAuthenticator(config.token)
         self._authenticator: Authenticator = authenticator or default
-        self.service = ExchangeService(MemoryStore(), limits=config.limits, full_wait_s=config.full_wait_s)
+        self.service = ExchangeService(_open_store(config), limits=config.limits, full_wait_s=config.full_wait_s)
         self._rest = RestSessions(self.service, listen_timeout_s=config.listen_timeout_s)
         self._streams: set[StreamConnection] = set()
         self._runner: web.ServerRunner | None = None
@@ -136,13 +142,21 @@ class ExchangeServer:
             await response.prepare(request)
         except ConnectionResetError:  # the client tries all addresses at once, and has kept another
             return web.Response()
-        stream = StreamConnection(response, self.service, caller, durable=False)
+        stream = StreamConnection(response, self.service, caller, durable=self.config.state_dir is not None)
         self._streams.add(stream)
         try:
             await stream.run()
         finally:
             self._streams.discard(stream)
         return response
+
+
+def _open_store(config: ServerConfig) -> Store:
+    if config.state_dir is None:
+        return MemoryStore(tombstones=config.limits.tombstones)
+    from academy_hpc.exchange.store.sqlite import SqliteStore
+
+    return SqliteStore(config.state_dir, tombstones=config.limits.tombstones)
 
 
 async def _read_body(request: web.BaseRequest) -> bytes:

@@ -87,7 +87,11 @@ class RestSessions:
         """A new listener for the mailbox; the newest has it. Raises RefusedError."""
         effects, listener = Effects(), _RestListener()
         self.service.attach(entity, listener, listener.session, caller, effects)
-        await self.service.commit(effects)
+        try:
+            await self.service.commit(effects)
+        except BaseException:  # cancelled while the store was writing
+            self.service.detach(entity.uid, listener, listener.session)
+            raise
         self._open.add(listener)
         return listener
 

@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import ClientConnectionResetError, WSCloseCode, WSMsgType, web
 
 from academy_hpc.delivery import Window
-from academy_hpc.errors import AcademyError, BadRequestError, RefusedError
+from academy_hpc.errors import AcademyError, BadRequestError, RefusedError, StoreError
 from academy_hpc.exchange.http import operations
 from academy_hpc.exchange.http.wire import (
     BATCH_BYTES,
@@ -74,6 +74,8 @@ class StreamConnection:
         writer = asyncio.create_task(self._write())
         try:
             await self._read()
+        except StoreError:
+            await self._socket.close(code=WSCloseCode.INTERNAL_ERROR)
         except BadRequestError as error:
             logger.warning("closing a stream: %s", error)
             await self._socket.close(code=WSCloseCode.PROTOCOL_ERROR, message=b"malformed frame")

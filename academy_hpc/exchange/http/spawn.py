@@ -13,6 +13,8 @@ import socket
 import time
 from collections.abc import Iterator
 from http import HTTPStatus
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,11 +22,15 @@ from academy_hpc.exchange.http.addresses import advertised_urls, local_addresses
 from academy_hpc.exchange.http.client import HttpExchangeFactory
 from academy_hpc.exchange.http.connection import ConnectionInfo
 from academy_hpc.exchange.http.handover import Handover, Ready, proof
+from academy_hpc.exchange.http.identity import Identity
 from academy_hpc.exchange.http.listener import listen
 from academy_hpc.exchange.http.process import ExchangeProcess
 from academy_hpc.exchange.http.wire import WHOAMI_PATH
 
 __all__ = ["spawn_http_exchange"]
+
+DEFAULT_PORT = 5463
+"""That of academy-py."""
 
 DEFAULT_TIMEOUT_S = 30.0
 """Of the start. Imports take a third of a second from a local disk, and many from a busy parallel file system."""
@@ -41,7 +47,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{32,}=*")  # RFC 6750, 2.1
 @contextlib.contextmanager
 def spawn_http_exchange(
     host: str = "0.0.0.0",  # noqa: S104 agents are on other hosts; a token guards every route
-    port: int = 5463,
+    port: int = DEFAULT_PORT,
     *,
     level: int | str = logging.WARNING,
     timeout: float | None = None,
@@ -50,6 +56,7 @@ def spawn_http_exchange(
     token: str | None = None,
     max_message_bytes: int | None = None,
     log_path: str | os.PathLike[str] | None = None,
+    state_dir: str | os.PathLike[str] | None = None,
 ) -> Iterator[HttpExchangeFactory]:
     """Run a private exchange in a new process for the ``with`` block, and yield the factory of its clients.
 
@@ -71,19 +78,29 @@ def spawn_http_exchange(
         max_message_bytes: Size over which a message is refused; default: the server's.
         log_path: File to which the exchange appends its log, made readable by this user only. Default: a temporary
             one, whose end is logged here when the exchange stops.
+        state_dir: Directory on a local disk in which the exchange keeps what it accepted, so that it survives even
+            SIGKILL: started again with the same directory it has the same mailboxes and messages, and with port 0 or
+            the default also the same port and token. Default: all is in memory.
 
     Raises:
         ExchangeStartError: The port is in use, the interface or address is not there, or the process did not come
             up, with its last log lines.
+        StoreError: The state directory can't be used.
         ValueError: An argument makes no sense.
     """
     deadline = time.monotonic() + _checked_timeout(timeout)
-    token = secrets.token_urlsafe(32) if token is None else _checked_token(token)
+    known = None if state_dir is None else Identity.read(Path(state_dir))
+    if known is not None and port in (0, DEFAULT_PORT):
+        port = known.port
+    token = _checked_token(token) if token is not None else known.token if known else secrets.token_urlsafe(32)
     log_level = _log_level(level)
     with listen(host, port, interface=interface) as listener:
         bound = listener.getsockname()[:2]
+        if state_dir is not None:
+            Identity(bound[1], token).write(Path(state_dir))
         factory = HttpExchangeFactory.from_connection_info(_connection_info(*bound, token=token, address=address))
-        handover = _handover(listener, token, max_message_bytes, log_level, bounded=log_path is None)
+        server = _server_config(token, max_message_bytes, state_dir)
+        handover = _handover(listener, server, log_level, bounded=log_path is None)
         with ExchangeProcess(listener, handover, log_path=log_path) as process:
             ready = process.wait_ready(deadline)
             _check_proof(process, ready, handover)
@@ -117,19 +134,25 @@ def _connection_info(bound: str, port: int, *, token: str, address: str | None) 
     return ConnectionInfo(urls=urls, headers={"Authorization": f"Bearer {token}"})
 
 
-def _handover(
-    listener: socket.socket, token: str, max_message_bytes: int | None, log_level: int, *, bounded: bool
-) -> Handover:
+def _server_config(
+    token: str, max_message_bytes: int | None, state_dir: str | os.PathLike[str] | None
+) -> dict[str, Any]:
+    limits = {} if max_message_bytes is None else {"message_bytes": max_message_bytes}
+    return {
+        "token": token,
+        "limits": limits,
+        "state_dir": None if state_dir is None else str(Path(state_dir).absolute()),
+    }
+
+
+def _handover(listener: socket.socket, server: dict[str, Any], log_level: int, *, bounded: bool) -> Handover:
     return Handover(
         socket_fd=listener.fileno(),
         parent_pid=os.getpid(),
         nonce=secrets.token_hex(32),
         log_level=log_level,
         log_limit_bytes=LOG_LIMIT_BYTES if bounded else None,
-        server={
-            "token": token,
-            "limits": {} if max_message_bytes is None else {"message_bytes": max_message_bytes},
-        },
+        server=server,
     )
 
 

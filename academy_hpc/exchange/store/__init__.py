@@ -13,6 +13,11 @@ __all__ = ["Store"]
 class Store(Protocol):
     """Keeps what the core asks it to keep. tests/contract/test_store.py holds for every implementation."""
 
+    @property
+    def exchange_id(self) -> str:
+        """Names what is stored: another id means that nothing is left of the old."""
+        ...
+
     def load(self) -> Snapshot:
         """All changes written so far, put together. Called before the first write of an exchange's life."""
 

@@ -28,6 +28,7 @@ class MemoryStore:
 
     def __init__(self, *, tombstones: int = 50_000) -> None:
         self._limit = tombstones
+        self._exchange_id = uuid.uuid4().hex
         self._mailboxes: dict[uuid.UUID, MailboxCreated] = {}
         self._last_seqs: dict[uuid.UUID, int] = {}
         self._sessions: dict[uuid.UUID, uuid.UUID] = {}
@@ -45,6 +46,11 @@ class MemoryStore:
             SessionStarted: self._start_session,
             ShareChanged: self._share,
         }
+
+    @property
+    def exchange_id(self) -> str:
+        """See `Store`: new with each object."""
+        return self._exchange_id
 
     def load(self) -> Snapshot:
         """See `Store`."""
