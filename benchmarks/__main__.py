@@ -1,7 +1,8 @@
 """Measure academy_hpc beside academy-py 1.0.0 over HTTP, on this machine, in one interleaved run.
 
 Each workload runs in fresh processes on 127.0.0.1, first on one side, then on the other, again and again; the table
-gives medians, the range, the ratio of the medians, and whether the target for the ratio is met.
+gives medians, the range, the ratio of the medians, and whether the target for the ratio is met. Exchange and agents run
+as their own package starts them (academy_hpc: on uvloop where it is installed), the measuring user process on asyncio.
 """
 
 import argparse

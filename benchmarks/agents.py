@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from benchmarks.bench import Bench, Exchange
-from benchmarks.sides import load
+from benchmarks.sides import Side, load
 
 __all__ = ["agent_processes"]
 
@@ -58,8 +58,7 @@ async def _stop(child: Process) -> None:
         await child.wait()
 
 
-async def _serve(side_name: str, factory: Any, registrations: Sequence[Any]) -> None:
-    side = load(side_name)
+async def _serve(side: Side, factory: Any, registrations: Sequence[Any]) -> None:
     started = asyncio.Semaphore(0)
 
     class Worker(side.Echo):  # type: ignore[misc,name-defined]
@@ -79,7 +78,9 @@ async def _serve(side_name: str, factory: Any, registrations: Sequence[Any]) -> 
 
 def main() -> None:
     """Run the agents that stdin names."""
-    asyncio.run(_serve(*pickle.load(sys.stdin.buffer)))
+    side_name, factory, registrations = pickle.load(sys.stdin.buffer)
+    side = load(side_name)
+    side.run_agents(_serve(side, factory, registrations))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ The public names of academy_hpc are those of Academy, so a workload is written o
 Nothing is imported before `load`: a measuring process must pay for one package only.
 """
 
+import asyncio
 import importlib
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +57,11 @@ class Side:
     Rare: Any
     """A class of which discovery finds a few among many."""
 
+    def run_agents(self, main: Coroutine[Any, Any, None]) -> None:
+        """Run an agent process as the package's own launcher does: academy_hpc's worker takes uvloop where it can."""
+        with asyncio.Runner(loop_factory=_uvloop_factory() if self.name == "academy_hpc" else None) as runner:
+            runner.run(main)
+
     async def open_transport(self, factory: Any, registration: Any) -> Any:
         """Return a transport for a registered agent, below the agent client."""
         if hasattr(factory, "create_transport"):
@@ -72,6 +79,14 @@ def load(name: str) -> Side:
     modules = MODULES[name]
     found = {key: getattr(importlib.import_module(modules[key]), key) for key in modules}
     return Side(name=name, **found, **_agent_classes(found["Agent"], found["action"]))
+
+
+def _uvloop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 def _agent_classes(agent: Any, action: Any) -> dict[str, Any]:

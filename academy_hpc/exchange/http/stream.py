@@ -216,16 +216,18 @@ class Stream:
 
     async def _serve(self, dialled: Dialled) -> None:
         """Until the connection breaks. Raises AcademyError when there is no use in another."""
-        self._start_over(dialled)
-        writer = asyncio.create_task(self._write(dialled.socket))
+        writer = None
         try:
+            self._start_over(dialled)
+            writer = asyncio.create_task(self._write(dialled.socket))
             async for frame in dialled.socket:
                 if frame.type is not aiohttp.WSMsgType.BINARY:
                     break
                 for operation in decode_from_server(frame.data):
                     self._handle(operation)
         finally:
-            writer.cancel()
+            if writer is not None:
+                writer.cancel()
             await dialled.socket.close()
         await asyncio.wait([writer])
         if not writer.cancelled():
