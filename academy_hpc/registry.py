@@ -55,6 +55,8 @@ class Limits(msgspec.Struct, frozen=True):
     message_bytes: int = 64 * 1024 * 1024
     mailboxes: int = 100_000
     mailbox_messages: int = 100_000
+    # Requests that were accepted and not answered, whether they were read or not.
+    mailbox_requests: int = 100_000
     mailbox_bytes: int = 256 * 1024 * 1024
     total_bytes: int = 2 * 1024 * 1024 * 1024
     max_attempts: int = 5
@@ -248,10 +250,9 @@ class Registry:
         if source is not None:
             self._check(source, caller)
 
-    def has_room(self, entity: EntityId) -> bool:
-        """Whether the mailbox takes another message now (also where it is gone: sending then fails at once)."""
-        record = self._records.get(entity.uid)
-        return record is None or not self._is_full(record.mailbox)
+    def is_repeat(self, header: Header) -> bool:
+        """Whether this message was accepted before."""
+        return header in self._recent
 
     def attach(
         self,
@@ -270,6 +271,8 @@ class Registry:
             BadEntityIdError, MailboxTerminatedError, ForbiddenError
         """
         record = self._usable(entity, caller)
+        if resume is None and record.mailbox.session == session:
+            resume = 0, ()  # it has come before, and never heard that it was let in
         if resume is None:
             self._start_session(record, session, effects)
         elif record.mailbox.session != session:
@@ -444,7 +447,8 @@ class Registry:
         limits = self.limits
         if len(message.body) > limits.message_bytes:
             raise MessageTooLargeError(len(message.body), limits.message_bytes)
-        if self._is_full(dest.mailbox):
+        unanswered = len(dest.pending or ()) if message.is_request else 0
+        if self._is_full(dest.mailbox) or unanswered >= limits.mailbox_requests:
             raise MailboxFullError(dest.entity, 0)
         if self.stored_bytes + len(message.body) > limits.total_bytes:
             raise ExchangeFullError("bytes", limits.total_bytes)
@@ -476,6 +480,7 @@ class Registry:
         if record.pending and record.pending.pop(tag, None) is not None:
             record.completed += 1
             record.pending = record.pending or None
+            effects.freed[record.entity.uid] = None
             effects.changes.append(RequestAnswered(record.entity.uid, tag))
 
     def _answer(self, header: Header, body: Body, effects: Effects) -> None:

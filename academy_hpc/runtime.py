@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import traceback
 import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from academy_hpc.agent import ActionContext, Agent, AgentContext, RuntimeConfig, action_options, actions_of, loops_of
 from academy_hpc.errors import (
     AcademyError,
+    AcademyRemoteError,
     ActionInterruptedError,
     AgentLoopError,
     BadEntityIdError,
@@ -58,6 +60,9 @@ AgentT = TypeVar("AgentT", bound=Agent)
 
 # Error codes of docs/protocol.md, section 6.
 MAILBOX_TERMINATED, PING_CANCELLED, NOTHING_TO_CANCEL, ACTION_CANCELLED, INCOMPATIBLE_VERSION = 0, 1, 2, 3, 5
+
+# Not a failure of the agent, but of what runs it.
+PASSED_ON = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)
 
 # How long an answer waits before it is sent again to a mailbox, or an exchange, that was full.
 FULL_PAUSE_S = 1.0
@@ -105,6 +110,7 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
             ListenerSupersededError: Another copy of the agent has taken over.
             ExchangeUnavailableError: The exchange is gone.
             AgentLoopError: A control loop raised; an ExceptionGroup if several did.
+            SystemExit: An action raised it: raised here, after an end in order, it spares others in the event loop.
             Exception: What `agent_on_startup` or `agent_on_shutdown` raised.
         """
         token = None
@@ -175,12 +181,7 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
         self._raise_errors()
 
     async def _start(self, client: AgentExchangeClient) -> bool:
-        try:
-            await self.agent.agent_on_startup()
-        except Exception as error:  # noqa: BLE001 - whatever the agent raises ends it, and is raised again at the end
-            self._failed_start = True
-            self._errors.append(error)
-            self.signal_shutdown(expected=False)
+        self._failed_start = not await self._call_safely(self.agent.agent_on_startup)
         self._started.set()
         if self._failed_start:
             await client.wait_handled()  # who asked is told that it did not start
@@ -214,7 +215,9 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
     async def _run_loop(self, name: str, method: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         try:
             await method(self._shutdown)
-        except Exception as error:
+        except PASSED_ON:
+            raise
+        except BaseException as error:
             logger.exception("the control loop %r of %s failed", name, self.agent_id)
             if self._config.raise_loop_errors_on_shutdown:
                 wrapped = AgentLoopError(name, f"{type(error).__name__}: {error}")
@@ -249,12 +252,21 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
         if isinstance(error, ListenerSupersededError):
             self._abandon_actions()  # the other copy runs them
 
-    async def _call_safely(self, function: Callable[[], Awaitable[None]]) -> None:
+    async def _call_safely(self, function: Callable[[], Awaitable[None]]) -> bool:
+        """Whether it succeeded; what it raised ends the agent, and is raised at the end."""
         try:
             await function()
-        except Exception as error:  # noqa: BLE001 - whatever the agent's own code raises
-            self._errors.append(error)
-            self._expected = False
+        except PASSED_ON:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever the agent's own code raises
+            self._fail(error)
+            return False
+        return True
+
+    def _fail(self, error: BaseException) -> None:
+        self._errors.append(error)
+        self.signal_shutdown()
+        self._expected = False  # also where it was ending well
 
     def _will_terminate(self) -> bool:
         if self._terminate is not None:
@@ -311,13 +323,17 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
         task = asyncio.current_task()
         assert task is not None  # every request has a task of its own
         self._running[request.tag] = task
+        failure: BaseException | None = None
         try:
             answer = await self._run_action(request, body)
         except asyncio.CancelledError:
             if task.cancelling() and request.tag not in self._cancelled:
                 raise  # not by the caller: the request is to be delivered again
             answer = AcademyErrorResponse(ACTION_CANCELLED)
-        except Exception as error:  # noqa: BLE001 - whatever the action raises goes to the caller
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever the action raises goes to the caller
+            failure = error
             answer = _error_answer(
                 error, body.exception_serialization or body.result_serialization or body.serialization
             )
@@ -328,6 +344,10 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
                 self._cancelled.discard(request.tag)
                 task.uncancel()
         await self._answer(request, answer)
+        if isinstance(failure, SystemExit):  # raised here, it would end the event loop with all other agents in it
+            self._fail(failure)
+        elif isinstance(failure, KeyboardInterrupt):
+            raise failure
 
     async def _answer_late(self, request: Message) -> None:
         """The agent is ending: the exchange will refuse the request, or keep it for the next life."""
@@ -380,4 +400,6 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
 
 
 def _error_answer(error: BaseException, strategy: Strategy) -> UserErrorResponse:
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):  # the caller's program is not meant
+        error = AcademyRemoteError("".join(traceback.format_exception(error)))
     return UserErrorResponse(*serialize_exception(error, strategy))

@@ -37,7 +37,7 @@ from academy_hpc.exchange.http.client import HttpExchangeFactory, HttpExchangeTr
 from academy_hpc.identifiers import EntityId
 from academy_hpc.launch.spec import AgentReport, AgentSpec, AgentState, ImportFolders, LaunchSpec, Origin, WorkerReport
 from academy_hpc.message import ActionResponse, Message
-from academy_hpc.runtime import Runtime
+from academy_hpc.runtime import PASSED_ON, Runtime
 
 __all__ = ["run"]
 
@@ -137,20 +137,20 @@ class _Worker:
         self._runtimes.add(runtime)
         if self._stop_reason:
             runtime.signal_shutdown(terminate=False)
-        life = asyncio.create_task(runtime.run_until_complete())
+        life = asyncio.create_task(_error_of(runtime))
         started = await runtime.wait_started()
         try:
             if started:
                 await self._tell_safely(spec, self._report(spec, "ready"))
-            await life
-        except ListenerSupersededError as error:
-            self._end(spec, "superseded", str(error))
-        except Exception as error:  # noqa: BLE001 - whatever the agent's own code raises ends it, and is reported
-            self._end(spec, "failed", _reason(error, started=started), error)
-        else:
-            self._end(spec, "stopped" if self._stop_reason else "finished", self._stop_reason)
+            error = await life
         finally:
             self._runtimes.discard(runtime)
+        if error is None:
+            self._end(spec, "stopped" if self._stop_reason else "finished", self._stop_reason)
+        elif isinstance(error, ListenerSupersededError):
+            self._end(spec, "superseded", str(error))
+        else:
+            self._end(spec, "failed", _reason(error, started=started), error)
         await self._tell_end(spec)
 
     def _stop(self, name: str) -> None:
@@ -199,6 +199,17 @@ class _Worker:
     async def _transport(self, spec: AgentSpec) -> HttpExchangeTransport:
         """One that sends and does not listen: the mailbox may still have a listener elsewhere. Raises ExchangeError."""
         return await self._factory.create_transport(spec.agent_id, registration=spec.registration)
+
+
+async def _error_of(runtime: Runtime[Any]) -> BaseException | None:
+    """What it ends with; SystemExit, raised by a task, would end the event loop with all other agents."""
+    try:
+        await runtime.run_until_complete()
+    except PASSED_ON:
+        raise
+    except BaseException as error:  # noqa: BLE001 - whatever the agent's own code raises ends it, and is reported
+        return error
+    return None
 
 
 class _end_signals:  # noqa: N801 - used as a function

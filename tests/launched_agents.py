@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
+import time
 
 from academy_hpc import Agent, Handle, action, loop
 
@@ -28,6 +30,14 @@ class Counter(Agent):
     @action
     async def process(self) -> int:
         return os.getpid()
+
+    @action
+    async def leave(self) -> None:
+        sys.exit(3)
+
+    @action
+    async def hang_in_a_thread(self) -> None:
+        await self.agent_run_sync(time.sleep, 30)
 
     @action
     async def divide(self, by: int) -> float:

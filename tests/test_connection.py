@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from academy_hpc.errors import ConnectionInfoError
-from academy_hpc.exchange.http.connection import CONNECTION_VARIABLE, ConnectionInfo
+from academy_hpc.exchange.http.connection import CONNECTION_VARIABLE, ConnectionInfo, boot_id
 
 __all__: list[str] = []
 
@@ -58,7 +58,17 @@ def test_the_text_says_what_it_is() -> None:
         "headers": INFO.headers,
         "fingerprint": FINGERPRINT,
         "trust_env": False,
+        "boot_id": None,
     }
+
+
+def test_loopback_urls_are_tried_on_the_machine_of_the_exchange_alone() -> None:
+    """Elsewhere a stranger may listen there, who would be given the token."""
+    urls = ("http://10.0.0.7:5463", "http://127.0.0.1:5463", "http://localhost:5463", "http://[::1]:5463")
+    assert ConnectionInfo(urls).candidates() == urls
+    assert ConnectionInfo(urls, boot_id=boot_id()).candidates() == urls
+    assert ConnectionInfo(urls, boot_id="another machine").candidates() == urls[:1]
+    assert ConnectionInfo(urls[1:], boot_id="another machine").candidates() == urls[1:]
 
 
 def test_what_a_text_leaves_out_has_its_default() -> None:

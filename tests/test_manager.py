@@ -21,9 +21,11 @@ import psutil
 import pytest
 
 from academy_hpc import (
+    AcademyError,
     Agent,
     AgentLaunch,
     AgentTerminatedError,
+    ExchangeFullError,
     ExchangeUnavailableError,
     ExecutorLauncher,
     Handle,
@@ -36,9 +38,13 @@ from academy_hpc import (
     action,
     spawn_http_exchange,
 )
+from academy_hpc.exchange.http.server import ServerConfig
 from academy_hpc.launch.launcher import Launcher
 from academy_hpc.launch.progress import LaunchProgress
+from academy_hpc.registry import Limits
+from tests.exchange_server import TOKEN, running_exchange
 from tests.launched_agents import Caller, Counter, Fragile, Stubborn, Tired
+from tests.running_agent import until
 
 __all__: list[str] = []
 
@@ -57,6 +63,14 @@ async def manager(factory: HttpExchangeFactory) -> AsyncIterator[Manager]:
     async with asyncio.timeout(PATIENCE_S):
         async with await Manager.from_exchange_factory(factory, ThreadPoolExecutor(4)) as made:
             yield made
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every agent counts as silent."""
+    monkeypatch.setattr("academy_hpc.exchange.http.client.STALE_S", 0.0)
+    monkeypatch.setattr("academy_hpc.launch.supervisor.LAUNCHER_CHECK_S", 0.05)
+    monkeypatch.setattr("academy_hpc.launch.supervisor.MAILBOX_CHECK_S", 0.05)
 
 
 def process_pool(size: int) -> ProcessPoolExecutor:
@@ -263,7 +277,47 @@ async def test_a_closed_manager_launches_nothing(factory: HttpExchangeFactory) -
         await manager.launch(Counter)
 
 
+async def test_a_launch_for_which_there_is_no_room_leaves_no_mailboxes() -> None:
+    config = ServerConfig(token=TOKEN, limits=Limits(mailboxes=4))
+    async with asyncio.timeout(PATIENCE_S), running_exchange(config) as exchange:
+        async with await Manager.from_exchange_factory(exchange.factory, ThreadPoolExecutor(8)) as manager:
+            given = await manager.register_agent(Counter)
+            with pytest.raises(ExchangeFullError):
+                await manager.launch_many(
+                    [AgentLaunch(Counter, registration=given), *[Counter] * 6], agents_per_worker=4
+                )
+            while await manager.exchange_client.discover(Counter) != (given.agent_id,):
+                await asyncio.sleep(0.01)
+            await manager.launch_many([AgentLaunch(Counter, registration=given), Counter])
+
+
 # Ends
+
+
+async def test_an_agent_of_which_nothing_is_heard_is_left_alone_while_its_worker_runs(
+    manager: Manager, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may block its event loop: a slow action is not a dead agent."""
+    counter = await manager.launch(Counter)
+    await until(lambda: "agent_run_sync" in caplog.text)
+    await asyncio.sleep(0.3)
+    assert caplog.text.count("agent_run_sync") == 1
+    assert await counter.add(1) == 1
+    assert manager.report(counter) is None
+
+
+async def test_the_process_of_an_agent_that_left_a_thread_is_killed_in_time(factory: HttpExchangeFactory) -> None:
+    manager = await Manager.from_exchange_factory(factory, process_pool(1))
+    counter = await manager.launch(Counter)
+    process = psutil.Process(await counter.process())
+    call = asyncio.create_task(counter.hang_in_a_thread())
+    await asyncio.sleep(0.2)
+    start = time.monotonic()
+    await manager.close(timeout=0.5)
+    assert time.monotonic() - start < 10
+    assert not process.is_running()
+    with pytest.raises(AcademyError):
+        await call
 
 
 async def test_waiting_for_agents(manager: Manager) -> None:

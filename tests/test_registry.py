@@ -117,18 +117,29 @@ def test_a_message_over_the_limit_leaves_no_trace() -> None:
 
 def test_a_full_mailbox_takes_a_message_again_when_one_is_acknowledged() -> None:
     exchange = Exchange(mailbox_messages=2)
-    refused = Message.create(exchange.user, exchange.agent, ActionRequest("run", "", "", "json"))
+    refused = Message.create(exchange.user, exchange.agent, SuccessResponse())
     for _ in range(2):
-        exchange.request()
-    assert not exchange.registry.has_room(exchange.agent)
+        exchange.send(Message.create(exchange.user, exchange.agent, SuccessResponse()))
     with pytest.raises(errors.MailboxFullError):
         exchange.send(refused)
     exchange.listen(exchange.agent)
     exchange.take(exchange.agent)
     assert list(exchange.acknowledge(exchange.agent, 1).freed) == [exchange.agent.uid]
-    assert exchange.registry.has_room(exchange.agent)
     exchange.send(refused)  # it was not remembered when it was refused
-    assert exchange.counters(exchange.agent)[0] == 3
+    assert [delivery.message for delivery in exchange.take(exchange.agent)] == [refused]
+
+
+def test_a_mailbox_is_full_of_requests_that_were_read_and_never_answered_too() -> None:
+    exchange = Exchange(mailbox_requests=2)
+    exchange.listen(exchange.agent)
+    first = exchange.request()
+    exchange.request()
+    exchange.take(exchange.agent)
+    exchange.acknowledge(exchange.agent, 1, 2)
+    with pytest.raises(errors.MailboxFullError):
+        exchange.request()
+    assert exchange.agent.uid in exchange.send(first.create_response(SuccessResponse())).freed
+    exchange.request()
 
 
 def test_bytes_are_limited_for_a_mailbox_and_in_total() -> None:

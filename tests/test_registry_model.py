@@ -381,7 +381,6 @@ class RegistryMachine(RuleBasedStateMachine):
     def counters_are_as_the_protocol_says(self) -> None:
         for uid, box in self.boxes.items():
             assert self.registry.counters(box.entity, OWNER) == box.counters()
-            assert self.registry.has_room(box.entity) is (len(box.items) < LIMITS.mailbox_messages)
             assert self.registry.status(box.entity, OWNER) == "ACTIVE", uid
         for uid, counters in self.gone.items():
             assert self.registry.counters(EntityId(uid), OWNER) == counters

@@ -9,6 +9,7 @@ import pytest
 
 from academy_hpc.agent import Agent, RuntimeConfig, action, loop, timer
 from academy_hpc.errors import (
+    AcademyRemoteError,
     ActionCancelledError,
     AgentLoopError,
     AgentTerminatedError,
@@ -237,6 +238,51 @@ async def test_an_agent_ends_with_an_error_when_its_exchange_does() -> None:
     with pytest.raises(ExchangeUnavailableError, match="was shut down"):
         async with asyncio.timeout(PATIENCE_S):
             await task
+    assert agent.shut_down
+
+
+# What is no Exception
+
+
+class Alarm(BaseException):
+    pass
+
+
+class Abrupt(WaitingAgent):
+    @action
+    async def fail(self, error: BaseException) -> None:
+        raise error
+
+
+async def test_an_action_that_raises_what_is_no_exception_is_answered_with_it() -> None:
+    async with running_user() as user, running(Abrupt(), user) as run:
+        with pytest.raises(Alarm, match="fire"):
+            await run.handle.with_timeout(PATIENCE_S).fail(Alarm("fire"))
+        assert await run.handle.quick() == "quick"
+
+
+async def test_an_action_that_exits_ends_its_agent_in_order_and_not_its_caller() -> None:
+    agent, codes = Abrupt(), []
+    async with running_user() as user:
+        registration = await user.register_agent(Abrupt)
+        runtime = Runtime(agent, exchange_factory=user.factory(), registration=registration)
+
+        async def live() -> None:
+            try:
+                await runtime.run_until_complete()
+            except SystemExit as error:  # a task that raises it ends the event loop of the test
+                codes.append(error.code)
+
+        task = asyncio.create_task(live())
+        handle = Handle(registration.agent_id, exchange=user, timeout=PATIENCE_S)
+        other = call(handle, "run", 1)
+        await until(lambda: agent.started)
+        with pytest.raises(AcademyRemoteError, match="SystemExit: 3"):
+            await handle.fail(SystemExit(3))
+        with pytest.raises(ActionCancelledError):
+            await other
+        await task
+    assert codes == [3]
     assert agent.shut_down
 
 

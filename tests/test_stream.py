@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket
+import uuid
 
+import aiohttp
 import pytest
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
 from academy_hpc.agent import Agent
+from academy_hpc.delivery import Window
 from academy_hpc.errors import (
     AgentTerminatedError,
     BadEntityIdError,
     ExchangeChangedError,
+    ExchangeFullError,
     ExchangeUnavailableError,
     ExchangeUnreachableError,
     ListenerSupersededError,
@@ -20,13 +27,14 @@ from academy_hpc.errors import (
     MessageTooLargeError,
     UnauthorizedError,
 )
-from academy_hpc.exchange.http import dial
+from academy_hpc.exchange.http import dial, rest, wire
 from academy_hpc.exchange.http.client import HttpExchangeFactory, HttpExchangeTransport
+from academy_hpc.exchange.http.connection import ConnectionInfo
 from academy_hpc.exchange.http.link import WINDOW_MESSAGES
 from academy_hpc.exchange.http.server import ServerConfig
-from academy_hpc.identifiers import AgentId
-from academy_hpc.message import ActionRequest, Message, PingRequest
-from academy_hpc.registry import Limits
+from academy_hpc.identifiers import AgentId, UserId
+from academy_hpc.message import ActionRequest, Message, PingRequest, SuccessResponse
+from academy_hpc.registry import Caller, Effects, Limits
 from tests.exchange_server import TOKEN, RunningExchange, running_exchange
 from tests.faults.proxy import running_proxy
 
@@ -266,3 +274,133 @@ async def test_closing_waits_for_what_is_under_way() -> None:
         await sender.close()
         mailbox = exchange.server.service.registry._records[receiver.mailbox_id.uid].mailbox
         assert len(mailbox) == 300
+
+
+# What a review found
+
+
+async def test_who_waits_on_a_stream_that_is_closed_under_it_is_told() -> None:
+    async with running_exchange() as exchange, running_proxy(exchange.port) as proxy:
+        client = await transport(exchange.factory_at(proxy.port))
+        proxy.stall(True)
+        waiting = asyncio.create_task(client.status(client.mailbox_id))
+        await asyncio.sleep(0.05)
+        await client.close()
+        with pytest.raises(ExchangeUnavailableError, match="was closed"):
+            async with asyncio.timeout(2):
+                await waiting
+        with pytest.raises(ExchangeUnavailableError, match="was closed"):
+            await client.status(client.mailbox_id)
+
+
+async def test_closing_a_transport_that_was_never_used_takes_no_time() -> None:
+    async with running_exchange() as exchange:
+        user = await exchange.factory.create_transport(name="someone")
+        idle = await exchange.factory.create_transport(user.mailbox_id)
+        await user.close()
+        started = asyncio.get_running_loop().time()
+        await idle.close()
+        assert asyncio.get_running_loop().time() - started < 0.5
+
+
+@pytest.mark.parametrize("pause_s", [0, 0.003, 0.006])
+async def test_a_client_that_went_without_a_word_is_not_listening_any_more(pause_s: float) -> None:
+    """It closes its WebSocket, then its connection, and detaches nothing."""
+    async with running_exchange() as exchange, await transport(exchange.factory) as observer:
+        agent_id = (await observer.register_agent(Agent)).agent_id
+        url = f"http://127.0.0.1:{exchange.port}{wire.STREAM_PATH}"
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as session:
+            socket_ = await session.ws_connect(url, autoclose=False)
+            await socket_.receive()
+            await socket_.send_bytes(wire.encode_operations([wire.Attach(1, agent_id, uuid.uuid4(), 8, 1 << 20)]))
+            await socket_.receive()
+            assert await observer.heartbeat_status(agent_id) == 0
+            await socket_._writer.close(1000, b"")
+            await asyncio.sleep(pause_s)
+            socket_._response.close()
+        await asyncio.sleep(0.1)
+        seen_s = await observer.heartbeat_status(agent_id)
+        assert seen_s is not None
+        assert seen_s > 0
+
+
+async def test_a_message_far_over_the_limit_is_refused_here_and_the_connection_stays() -> None:
+    config = ServerConfig(token=TOKEN, limits=Limits(message_bytes=100_000))
+    async with running_exchange(config) as exchange, running_proxy(exchange.port) as proxy:
+        async with (
+            await transport(exchange.factory_at(proxy.port)) as sender,
+            await transport(exchange.factory_at(proxy.port)) as receiver,
+        ):
+            with pytest.raises(MessageTooLargeError) as caught:
+                await sender.send(text(sender, receiver, "x" * 5_000_000))
+            assert caught.value.limit == 100_000
+            await sender.send(text(sender, receiver, "small"))
+            assert proxy.connections == 1
+
+
+async def test_a_connection_that_breaks_again_and_again_is_not_opened_without_pauses() -> None:
+    async with running_exchange() as exchange, running_proxy(exchange.port) as proxy:
+        async with await transport(exchange.factory_at(proxy.port, reconnect_s=1.0)):
+            proxy.refuse(True)
+            proxy.cut()
+            await asyncio.sleep(0.7)
+            assert proxy.connections < 12
+            proxy.refuse(False)
+
+
+async def test_listening_twice_goes_on_where_the_first_time_ended() -> None:
+    async with running_exchange() as exchange:
+        async with await transport(exchange.factory) as sender, await transport(exchange.factory) as receiver:
+            await fill(exchange, sender, receiver, 3)
+            async for message in receiver.listen(5):
+                assert content(message) == "0"
+                break
+            got = [content(message) async for message in receiver.listen(0.2)]
+            assert got == ["0", "1", "2"]  # the first was not acknowledged: the next one was never asked for
+            await sender.send(text(sender, receiver, "later"))
+            assert [content(message) async for message in receiver.listen(0.2)] == ["later"]
+
+
+async def test_what_waits_for_room_is_bounded_too() -> None:
+    limits = Limits(mailbox_messages=1, total_bytes=1_000_000)
+    async with running_exchange(ServerConfig(token=TOKEN, limits=limits, full_wait_s=1.0)) as exchange:
+        async with await transport(exchange.factory) as sender, await transport(exchange.factory) as receiver:
+            sends = [sender.send(text(sender, receiver, "x" * 100_000)) for _ in range(20)]
+            errors = [type(error) for error in await asyncio.gather(*sends, return_exceptions=True) if error]
+            assert {ExchangeFullError, MailboxFullError} == set(errors)
+
+
+async def test_a_chain_of_full_mailboxes_is_admitted_without_recursion() -> None:
+    """Each waiting answer makes room in its source's mailbox for the next one."""
+    limits = Limits(mailbox_messages=1)
+    async with running_exchange(ServerConfig(token=TOKEN, limits=limits)) as exchange:
+        service, owner, effects = exchange.server.service, Caller("owner"), Effects()
+        chain = [AgentId.new() for _ in range(1_200)]
+        for agent_id in chain:
+            service.registry.create(agent_id, (), owner, effects)
+        requests = [Message.create(UserId.new(), agent_id, PingRequest()) for agent_id in chain]
+        for request in requests:
+            service.registry.send(request, owner, effects)
+        await service.commit(effects)
+        sessions = [uuid.uuid4() for _ in chain]
+        for agent_id, session in zip(chain, sessions, strict=True):
+            service.registry.attach(agent_id, session, owner, effects, now=0.0)
+            assert len(service.registry.take(agent_id.uid, session, Window())) == 1
+        told: list[object] = []
+        for before, agent_id in itertools.pairwise(chain):
+            answer = Message.create(agent_id, before, SuccessResponse(), tag=requests[0].tag)
+            assert not service.send(answer, owner, effects, 1, told.append)
+        first = Effects()
+        service.registry.acknowledge(chain[0].uid, sessions[0], [1], first)
+        await service.commit(first)
+        assert told == [None] * (len(chain) - 1)
+
+
+def test_no_error_shows_the_token() -> None:
+    info = ConnectionInfo(("http://127.0.0.1:9",), {"Authorization": f"Bearer {TOKEN}"})
+    request = aiohttp.RequestInfo(
+        URL(info.urls[0]), "GET", CIMultiDictProxy(CIMultiDict(info.headers)), URL(info.urls[0])
+    )
+    error = aiohttp.ClientResponseError(request, (), status=400, message="garbage")
+    assert TOKEN in repr(error)
+    assert TOKEN not in rest._reason(error)

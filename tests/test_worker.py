@@ -14,7 +14,9 @@ import msgspec
 import pytest
 
 from academy_hpc import (
+    AcademyRemoteError,
     AgentLaunch,
+    AgentTerminatedError,
     BadEntityIdError,
     ConnectionInfo,
     HttpExchangeFactory,
@@ -117,6 +119,37 @@ async def test_the_newer_of_two_copies_lives_on(manager: Manager) -> None:
             assert manager.running() == {counter.agent_id}
             await manager.shutdown(counter)
             assert (await report_of(new)).agents[0].state == "finished"
+
+
+async def test_an_agent_that_is_adopted_without_a_future_is_watched(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = await manager.make_spec([Counter])
+    with worker_process(spec) as process:
+        [counter] = await manager.adopt(spec)
+        process.kill()
+        for name in ("launch.supervisor.LAUNCHER_CHECK_S", "launch.supervisor.MAILBOX_CHECK_S"):
+            monkeypatch.setattr(f"academy_hpc.{name}", 0.05)
+        monkeypatch.setattr("academy_hpc.exchange.http.client.STALE_S", 0.5)
+        with pytest.raises(AgentTerminatedError, match=r"nothing was heard of it .* agent_run_sync"):
+            await counter.add(1)
+
+
+async def test_an_action_that_exits_ends_its_agent_and_leaves_the_others_alone(manager: Manager) -> None:
+    spec = await manager.make_spec([AgentLaunch(Counter, name="gone"), AgentLaunch(Counter, name="stays")])
+    with worker_process(spec) as process:
+        gone, stays = await manager.adopt(spec)
+        with pytest.raises(AcademyRemoteError, match="SystemExit: 3"):
+            await gone.leave()
+        with pytest.raises(AgentTerminatedError, match="SystemExit: 3"):
+            await manager.wait([gone], raise_error=True)
+        assert await stays.add(1) == 1
+        await manager.shutdown(stays)
+        report = await report_of(process)
+    assert [(agent.agent_id.name, agent.state) for agent in report.agents] == [
+        ("gone", "failed"),
+        ("stays", "finished"),
+    ]
 
 
 def test_a_text_that_is_no_spec_is_reported() -> None:

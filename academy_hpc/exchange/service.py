@@ -14,7 +14,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from academy_hpc.errors import AcademyError, ListenerSupersededError, MailboxFullError, RefusedError, StoreError
+from academy_hpc.errors import (
+    AcademyError,
+    ExchangeFullError,
+    ListenerSupersededError,
+    MailboxFullError,
+    RefusedError,
+    StoreError,
+)
 from academy_hpc.exchange.store import Store
 from academy_hpc.identifiers import EntityId
 from academy_hpc.message import Message
@@ -60,12 +67,23 @@ class ExchangeService:
         self._full_wait_s = full_wait_s
         self._listeners: dict[uuid.UUID, tuple[Listener, uuid.UUID]] = {}
         self._waiting: dict[uuid.UUID, deque[_Waiting]] = {}
+        self._waiting_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self.failed = asyncio.Event()
         self.registry.restore(store.load())
 
     async def commit(self, effects: Effects) -> None:
         """Keep the changes, then tell those concerned. Nothing of `effects` may be answered before this returns."""
+        await self._carry_out(effects)
+        full = deque(self._waited_for(effects))
+        while full:  # what is admitted to one mailbox may make room in another
+            admitted, answers = self._admit(full.popleft())
+            await self._carry_out(admitted)
+            full += self._waited_for(admitted)
+            for done, answer in answers:
+                done(answer)
+
+    async def _carry_out(self, effects: Effects) -> None:
         if effects.changes:
             await self._keep(effects)
         for delivery in effects.given_up:
@@ -74,8 +92,9 @@ class ExchangeService:
             self._end(uid, error)
         for uid in effects.woken:
             self._wake(uid)
-        if self._waiting:
-            await self._admit([uid for uid in (*effects.freed, *effects.ended) if uid in self._waiting])
+
+    def _waited_for(self, effects: Effects) -> list[uuid.UUID]:
+        return [uid for uid in (*effects.freed, *effects.ended) if uid in self._waiting] if self._waiting else []
 
     def send(self, message: Message, caller: Caller, effects: Effects, acknowledges: int | None, done: Outcome) -> bool:
         """Accept a message now (True), or let it wait for room (False; `done` is called in the end).
@@ -84,15 +103,25 @@ class ExchangeService:
             RefusedError: As `Registry.send`, but for MailboxFullError.
         """
         uid = message.header.dest.uid
-        if uid not in self._waiting:  # otherwise it must not overtake those that wait
+        # It must not overtake those that wait, unless it is here already and only its confirmation was lost.
+        if uid not in self._waiting or self.registry.is_repeat(message.header):
             try:
                 self.registry.send(message, caller, effects, acknowledges=acknowledges)
                 return True
             except MailboxFullError:
-                self._waiting[uid] = deque()
-        self._waiting[uid].append(_Waiting(message, caller, acknowledges, done, time.monotonic()))
+                pass
+        self._check_waiting(message)
+        self._waiting.setdefault(uid, deque()).append(_Waiting(message, caller, acknowledges, done, time.monotonic()))
         self._start_timer()
         return False
+
+    def _check_waiting(self, message: Message) -> None:
+        """What waits takes memory as what is stored does."""
+        limit = self.registry.limits.total_bytes
+        self._waiting_bytes += len(message.body)
+        if self.registry.stored_bytes + self._waiting_bytes > limit:
+            self._waiting_bytes -= len(message.body)
+            raise ExchangeFullError("bytes", limit)
 
     async def send_and_wait(self, message: Message, caller: Caller) -> None:
         """Accept one message, waiting for room. Raises RefusedError."""
@@ -124,7 +153,7 @@ class ExchangeService:
         self.registry.attach(entity, session, caller, effects, now=time.monotonic(), resume=resume)
         before = self._listeners.get(entity.uid)
         self._listeners[entity.uid] = (listener, session)
-        if before is not None and before[1] != session:
+        if before is not None and (before[0] is not listener or before[1] != session):
             before[0].end(entity.uid, ListenerSupersededError(entity))
 
     def detach(self, uid: uuid.UUID, listener: Listener, session: uuid.UUID) -> None:
@@ -163,29 +192,29 @@ class ExchangeService:
         if current is not None:
             current[0].end(uid, error)
 
-    async def _admit(self, uids: list[uuid.UUID]) -> None:
-        for uid in uids:
-            effects, answers = Effects(), []
-            queue = self._waiting.get(uid)  # an earlier commit of this loop may have emptied it
-            if queue is None:
-                continue
-            while queue and (answer := self._try(queue[0], effects)) is not None:
-                answers.append((queue.popleft().done, answer))
-            if not queue:
-                self._waiting.pop(uid, None)
-            await self.commit(effects)
-            for done, answer in answers:
-                done(answer if isinstance(answer, AcademyError) else None)
+    def _admit(self, uid: uuid.UUID) -> tuple[Effects, list[tuple[Outcome, AcademyError | None]]]:
+        """Accept what waits for a mailbox, as far as there is room; whom to tell what once it is kept."""
+        effects = Effects()
+        answers: list[tuple[Outcome, AcademyError | None]] = []
+        queue = self._waiting.get(uid, deque())
+        while queue:
+            waiting = queue[0]
+            try:
+                self.registry.send(waiting.message, waiting.caller, effects, acknowledges=waiting.acknowledges)
+                answers.append((waiting.done, None))
+            except MailboxFullError:
+                break
+            except RefusedError as error:
+                answers.append((waiting.done, error))
+            self._leave(queue)
+        if not queue:
+            self._waiting.pop(uid, None)
+        return effects, answers
 
-    def _try(self, waiting: _Waiting, effects: Effects) -> AcademyError | bool | None:
-        """True: accepted. None: still no room."""
-        try:
-            self.registry.send(waiting.message, waiting.caller, effects, acknowledges=waiting.acknowledges)
-        except MailboxFullError:
-            return None
-        except RefusedError as error:
-            return error
-        return True
+    def _leave(self, queue: deque[_Waiting]) -> _Waiting:
+        waiting = queue.popleft()
+        self._waiting_bytes -= len(waiting.message.body)
+        return waiting
 
     def _start_timer(self) -> None:
         if self._timer is None:
@@ -197,7 +226,7 @@ class ExchangeService:
         for uid in list(self._waiting):
             queue = self._waiting[uid]
             while queue and now - queue[0].since >= self._full_wait_s:
-                waiting = queue.popleft()
+                waiting = self._leave(queue)
                 waiting.done(MailboxFullError(waiting.message.header.dest, self._full_wait_s))
             if not queue:
                 del self._waiting[uid]

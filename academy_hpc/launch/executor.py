@@ -6,8 +6,10 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from multiprocessing.process import BaseProcess
 
 from academy_hpc.errors import LaunchError
 from academy_hpc.launch.launcher import run_worker
@@ -71,23 +73,28 @@ class ExecutorLauncher:
         """See `Launcher`."""
         if not self._shutdown:
             return
+        until = time.monotonic() + timeout
         for future in self._futures:  # those that have not started
             with contextlib.suppress(NotImplementedError):  # Parsl's futures can't
                 future.cancel()
         _, left = wait(self._futures, timeout)
         if left:
             logger.warning("%s: %d workers did not end within %s s", self._label, len(left), timeout)
-            self._kill(KILL_S)
-        self._executor.shutdown(wait=not left)
-
-    def _kill(self, timeout: float) -> None:
-        """Python would wait at its end, for ever, for a worker process that does not return."""
-        # Nothing public names the processes before Python 3.14.
+        # Nothing public names the processes before Python 3.14, and nothing at all after the shutdown.
         processes = list((getattr(self._executor, "_processes", None) or {}).values())
-        for process in processes:
-            process.kill()
-        for process in processes:
-            process.join(timeout)
+        self._executor.shutdown(wait=False)  # it would wait for threads that agents have left in its processes
+        _end(processes, until)
+
+
+def _end(processes: list[BaseProcess], until: float) -> None:
+    """Python would wait at its end, for ever, for a process that does not return."""
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+    late = [process for process in processes if process.is_alive()]
+    for process in late:
+        process.kill()
+    for process in late:
+        process.join(KILL_S)
 
 
 def _run_in_pool(spec: str) -> str:

@@ -59,7 +59,7 @@ class Launching:
         self, items: Sequence[AgentLaunch[Any]], sources: Sequence[AgentSource], worker: SupervisedWorker
     ) -> LaunchSpec:
         """Register the agents of one worker, and listen for them. Raises ExchangeError."""
-        registrations = await asyncio.gather(*map(self._registration, items))
+        registrations = await self._register(items)
         agents = tuple(
             AgentSpec(registration, source, item.config or RuntimeConfig(), uuid.uuid4())
             for registration, source, item in zip(registrations, sources, items, strict=True)
@@ -69,6 +69,18 @@ class Launching:
         factory: HttpExchangeFactory = self._client.factory()
         folders = await asyncio.to_thread(import_folders)
         return LaunchSpec(factory.connection_info, factory.options, agents, self._client.client_id, folders)
+
+    async def _register(self, items: Sequence[AgentLaunch[Any]]) -> list[HttpAgentRegistration[Any]]:
+        """All, or none stays. Raises ExchangeError."""
+        made = await asyncio.gather(*map(self._registration, items), return_exceptions=True)
+        registrations = [outcome for outcome in made if not isinstance(outcome, BaseException)]
+        for error in made:
+            if isinstance(error, BaseException):
+                given = {item.registration.agent_id for item in items if item.registration is not None}
+                new = {registration.agent_id for registration in registrations} - given
+                await asyncio.gather(*map(self._client.terminate, new), return_exceptions=True)
+                raise error
+        return registrations
 
     async def _registration(self, item: AgentLaunch[Any]) -> HttpAgentRegistration[Any]:
         registration = item.registration or await self._client.register_agent(item.agent_class, name=item.name)

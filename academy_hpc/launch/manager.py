@@ -357,10 +357,12 @@ class Manager(NoPickleMixin):
         if self._closed:
             return
         self._closed = True
+        until = time.monotonic() + timeout
         try:
             await self._end_all(timeout)
         finally:
-            closes = [asyncio.to_thread(launcher.close, timeout=FORCED_S) for launcher in self._launchers.values()]
+            left = max(FORCED_S, until - time.monotonic())  # for what agents still run in threads
+            closes = [asyncio.to_thread(launcher.close, timeout=left) for launcher in self._launchers.values()]
             for outcome in await asyncio.gather(*closes, return_exceptions=True):
                 if isinstance(outcome, BaseException):
                     logger.error("a launcher could not be closed", exc_info=outcome)

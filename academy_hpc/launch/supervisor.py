@@ -35,6 +35,8 @@ MAILBOX_CHECK_S = 30.0
 # Between two looks at an agent whose worker is said to be lost: it is, if it gave no sign of life in between.
 LOST_CHECK_S = 1.0
 REASON_CHARACTERS = 500
+# Blocking code keeps a healthy agent from giving a sign of life.
+BLOCKED = "Code of it may block its event loop: have such code called by agent_run_sync"
 
 Phase = Literal["queued", "starting", "ready", "ended"]
 
@@ -47,6 +49,11 @@ class SupervisedWorker:
         self.agents: list[SupervisedAgent] = []
         self.future: WorkerFuture[str] | None = None
         self.given_up = False
+
+    @property
+    def running(self) -> bool:
+        """Whether its future and its launcher know of no end."""
+        return self.future is not None and not self.future.done() and not self.given_up
 
     @property
     def busy(self) -> bool:
@@ -67,6 +74,7 @@ class SupervisedAgent:
         self.spec = spec
         self.worker = worker
         self.own_mailbox = own_mailbox
+        self.warned = False
         self.phase: Phase = "queued"
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ended: asyncio.Future[AgentReport] = asyncio.get_running_loop().create_future()
@@ -137,6 +145,8 @@ class Supervisor:
             agent.expected.append(future)
         worker.agents.append(agent)
         self._agents[spec.agent_id] = agent
+        if self._patrol is None:  # also for those whose worker is started by the program, and never has a future
+            self._patrol = self._loop.create_task(self._go_round())
         return agent
 
     def started(self, worker: SupervisedWorker, future: WorkerFuture[str]) -> None:
@@ -144,8 +154,6 @@ class Supervisor:
         worker.future = future
         # Called in whatever thread; the loop may be closed by then.
         future.add_done_callback(lambda _: self._call_soon(self._worker_ended, worker))
-        if self._patrol is None:
-            self._patrol = self._loop.create_task(self._go_round())
 
     def give_up(self, agents: Iterable[SupervisedAgent], reason: str) -> None:
         """These agents are not wanted: take them from the queue, or have them end."""
@@ -249,15 +257,23 @@ class Supervisor:
                 self._spawn(self._lose(agent, failure))
 
     async def _check_mailbox(self, agent: SupervisedAgent) -> None:
-        """An agent that has served, and has not been heard of for long, is lost: its future may be silent."""
+        """An agent that has served, and has not been heard of for long, is lost, unless its worker is known to run."""
         if agent.phase != "ready":
             return
         with contextlib.suppress(AcademyError):  # the client tells if the exchange is gone
             status = await self._client.status(agent.agent_id)
             if status is MailboxStatus.INACTIVE:
-                self._end(agent, "lost", f"nothing was heard of it for {STALE_S:.0f} s")
+                self._silent(agent)
             elif status is not MailboxStatus.ACTIVE:
                 self._end(agent, "stopped", "its mailbox was terminated")
+
+    def _silent(self, agent: SupervisedAgent) -> None:
+        reason = f"nothing was heard of it for {STALE_S:.0f} s"
+        if not agent.worker.running:
+            self._end(agent, "lost", f"{reason}. {BLOCKED}")
+        elif not agent.warned:
+            agent.warned = True
+            logger.warning("%s: %s, but its worker has not ended. %s.", agent.agent_id, reason, BLOCKED)
 
     async def _lose(self, agent: SupervisedAgent, reason: str) -> None:
         """Give the agent up as soon as it is seen to be gone; while it lives in spite of all, it is left alone."""

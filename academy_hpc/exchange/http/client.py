@@ -112,11 +112,13 @@ class StreamChannel:
         """See `Channel`."""
         if not self._closed:
             self._closed = True
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_S):
-                    await self._link.wait_confirmed()
-            self._stream.detach(self._link)
-            await self._stream.release()
+            try:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CLOSE_S):
+                        await self._link.wait_confirmed()
+            finally:  # also when the caller is cancelled
+                self._stream.detach(self._link)
+                await self._stream.release()
 
 
 class HttpExchangeTransport(ExchangeTransportMixin):
@@ -126,6 +128,8 @@ class HttpExchangeTransport(ExchangeTransportMixin):
         self._mailbox_id = mailbox_id
         self._channel = channel
         self._factory = factory
+        self._queue: asyncio.Queue[Message | AcademyError] | None = None  # of `listen`
+        self._unread: Message | None = None  # given out by `listen`, and the next one not asked for
 
     @classmethod
     async def new(
@@ -147,8 +151,8 @@ class HttpExchangeTransport(ExchangeTransportMixin):
         channel: Channel
         try:
             channel = StreamChannel(await Stream.acquire(connection_info, factory.options), entity)
-        except NoStreamError:
-            channel = RestChannel(connection_info, factory.options, entity)
+        except NoStreamError as error:
+            channel = RestChannel(connection_info, factory.options, entity, url=str(error))
         transport = cls(entity, channel, factory)
         try:
             if mailbox_id is None:
@@ -243,18 +247,22 @@ class HttpExchangeTransport(ExchangeTransportMixin):
 
     async def listen(self, timeout: float | None = None) -> AsyncGenerator[Message]:
         """See `ExchangeTransport`."""
-        queue: asyncio.Queue[Message | AcademyError] = asyncio.Queue()
-        await self._channel.attach(queue.put_nowait, queue.put_nowait, one_by_one=True)
+        if self._queue is None:  # one for all calls: what one leaves is the next one's
+            self._queue = asyncio.Queue()
+            await self._channel.attach(self._queue.put_nowait, self._queue.put_nowait, one_by_one=True)
         while True:
-            try:
-                async with asyncio.timeout(timeout):
-                    item = await queue.get()
-            except TimeoutError:
-                return
-            if isinstance(item, AcademyError):
-                raise item
-            yield item
-            self.acknowledge(item)
+            if self._unread is None:
+                try:
+                    async with asyncio.timeout(timeout):
+                        item = await self._queue.get()
+                except TimeoutError:
+                    return
+                if isinstance(item, AcademyError):
+                    raise item
+                self._unread = item
+            yield self._unread
+            self.acknowledge(self._unread)
+            self._unread = None
 
     async def close(self) -> None:
         """See `ExchangeTransport`."""

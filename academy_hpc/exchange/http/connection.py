@@ -6,9 +6,11 @@ pickled object would fail in the middle of an import.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -17,7 +19,7 @@ import msgspec
 from academy_hpc.errors import ConnectionInfoError
 from academy_hpc.exchange.http.private_file import read_private, write_private
 
-__all__ = ["CONNECTION_VARIABLE", "ConnectionInfo"]
+__all__ = ["CONNECTION_VARIABLE", "ConnectionInfo", "boot_id"]
 
 CONNECTION_VARIABLE = "ACADEMY_HPC_CONNECTION"
 """Environment variable with the *path* of a connection file. Others can often read a job's environment, so the
@@ -42,6 +44,9 @@ class ConnectionInfo(msgspec.Struct, frozen=True):
         trust_env: Whether proxy variables (``http_proxy`` and the like) apply. Off for spawned exchanges: sites
             export them for the way to the internet, and they break calls inside the machine.
 
+        boot_id: Which machine, since when it was started, the exchange runs on; None: not known. Its loopback addresses
+            lead to it there alone: elsewhere, a stranger may listen on them.
+
     Raises:
         ConnectionInfoError: A field is malformed. The text never repeats a header's value.
     """
@@ -50,6 +55,7 @@ class ConnectionInfo(msgspec.Struct, frozen=True):
     headers: dict[str, str] = {}
     fingerprint: str | None = None
     trust_env: bool = False
+    boot_id: str | None = None
 
     def __post_init__(self) -> None:
         """Check the fields, and take copies that nobody else holds."""
@@ -69,6 +75,12 @@ class ConnectionInfo(msgspec.Struct, frozen=True):
         """The same for rich, which would otherwise show the fields of a Struct."""
         shown = msgspec.structs.asdict(self) | {"headers": dict.fromkeys(self.headers, _HIDDEN)}
         return list(shown.items())
+
+    def candidates(self) -> tuple[str, ...]:
+        """The URLs to try from here: those of loopback only on the machine that they are meant for, or if all are."""
+        if self.boot_id is None or self.boot_id == boot_id():
+            return self.urls
+        return tuple(url for url in self.urls if not _is_loopback(url)) or self.urls
 
     def to_json(self) -> str:
         """Versioned JSON text, with the secrets: it belongs in a private file or an encrypted channel."""
@@ -142,6 +154,22 @@ class ConnectionInfo(msgspec.Struct, frozen=True):
                 "others may read an environment. Take a new token if that one is real."
             )
         return cls.read(path)
+
+
+def boot_id() -> str | None:
+    """What Linux calls this run of this machine; None where it has no name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _check_heading(content: Any) -> None:

@@ -51,12 +51,14 @@ _AGAIN = frozenset({429, 502, 503})
 class RestChannel:
     """One entity's traffic by REST requests, and an event stream for what arrives."""
 
-    def __init__(self, info: ConnectionInfo, options: ClientOptions, entity: EntityId) -> None:
+    def __init__(
+        self, info: ConnectionInfo, options: ClientOptions, entity: EntityId, *, url: str | None = None
+    ) -> None:
         self._info = info
         self._options = options
         self._entity = entity
         self._session = new_session(info, options)
-        self._url = info.urls[0].rstrip("/")
+        self._url = (url or info.urls[0]).rstrip("/")
         self._tasks: list[asyncio.Task[None]] = []
         self._posts: set[asyncio.Task[None]] = set()
         self._last_post: dict[EntityId, asyncio.Task[None]] = {}
@@ -179,7 +181,7 @@ class RestChannel:
         except aiohttp.ClientConnectorError as error:
             return ExchangeUnreachableError({self._url: str(error)}), True
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            return ExchangeUnavailableError(f"{method} {self._url}{path}: {error!r}"), method != "PUT"
+            return ExchangeUnavailableError(f"{method} {self._url}{path}: {_reason(error)}"), method != "PUT"
 
     # Receiving
 
@@ -217,7 +219,7 @@ class RestChannel:
                 async for text in read_events(response.content.iter_any()):
                     self._received(text, on_message)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise ExchangeUnavailableError(f"GET {url}: {error!r}") from error
+            raise ExchangeUnavailableError(f"GET {url}: {_reason(error)}") from error
 
     def _received(self, text: str, on_message: OnMessage) -> None:
         try:
@@ -250,6 +252,11 @@ async def read_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
 def _json(fields: dict[str, Any]) -> dict[str, Any]:
     """The body of a request. As a file: aiohttp writes those in pieces, and warns of large bytes."""
     return {"data": io.BytesIO(msgspec.json.encode(fields)), "headers": {"Content-Type": "application/json"}}
+
+
+def _reason(error: Exception) -> str:
+    # Not the repr: aiohttp's errors show the request in it, with its Authorization header.
+    return f"{type(error).__name__}: {error}"
 
 
 def _mailbox(entity: EntityId) -> dict[str, Any]:

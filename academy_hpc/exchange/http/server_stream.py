@@ -42,6 +42,9 @@ __all__ = ["StreamConnection"]
 
 logger = logging.getLogger(__name__)
 
+# Operations that may wait to be written while further ones are read.
+OUTBOX_LIMIT = 10_000
+
 
 class _Attached:
     __slots__ = ("session", "window")
@@ -63,7 +66,7 @@ class StreamConnection:
         self._attached: dict[uuid.UUID, _Attached] = {}
         self._outbox: deque[Any] = deque()
         self._ready: dict[uuid.UUID, None] = {}  # mailboxes with something to take, in order
-        self._wake = asyncio.Event()
+        self._wake, self._written = asyncio.Event(), asyncio.Event()
         self._unhurried: list[int] = []  # sends that are stored, which nobody waits to hear
         self._timer: asyncio.TimerHandle | None = None
         self._hello = Hello(service.exchange_id, service.registry.limits.message_bytes, durable)
@@ -80,14 +83,15 @@ class StreamConnection:
             logger.warning("closing a stream: %s", error)
             await self._socket.close(code=WSCloseCode.PROTOCOL_ERROR, message=b"malformed frame")
         finally:
-            writer.cancel()
+            # First of all and without waiting: this may be cancelled, and a listener that stays looks alive.
+            for uid, attached in self._attached.items():
+                self._service.detach(uid, self, attached.session)
             if self._timer is not None:
                 self._timer.cancel()
+            writer.cancel()
             await asyncio.wait([writer])
             if not writer.cancelled() and (failure_of_writer := writer.exception()) is not None:
                 logger.error("a stream could not be written to", exc_info=failure_of_writer)
-            for uid, attached in self._attached.items():
-                self._service.detach(uid, self, attached.session)
 
     async def close(self) -> None:
         """Say that the exchange is shutting down, and close."""
@@ -118,6 +122,8 @@ class StreamConnection:
             if frame.type is not WSMsgType.BINARY:
                 raise BadRequestError("a frame that is not binary")
             await self._handle(decode_from_client(frame.data))
+            if len(self._outbox) > OUTBOX_LIMIT:  # a client that does not read is not read from
+                await self._written.wait()
 
     async def _handle(self, received: list[FromClient]) -> None:
         effects = Effects()
@@ -187,6 +193,7 @@ class StreamConnection:
 
     def _push(self, operation: Any) -> None:
         self._outbox.append(operation)
+        self._written.clear()
         self._wake.set()
 
     def _confirm(self, sent: list[Send]) -> None:
@@ -214,6 +221,7 @@ class StreamConnection:
                 self._wake.clear()
                 while batch := self._next_batch():
                     await self._socket.send_bytes(encode_operations(batch))
+                self._written.set()
         except (ClientConnectionResetError, ConnectionError):
             logger.debug("a stream was closed while written to")
         finally:

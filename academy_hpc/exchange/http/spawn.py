@@ -20,7 +20,7 @@ import msgspec
 
 from academy_hpc.exchange.http.addresses import advertised_urls, local_addresses
 from academy_hpc.exchange.http.client import HttpExchangeFactory
-from academy_hpc.exchange.http.connection import ConnectionInfo
+from academy_hpc.exchange.http.connection import ConnectionInfo, boot_id
 from academy_hpc.exchange.http.handover import Handover, Ready, proof
 from academy_hpc.exchange.http.identity import Identity
 from academy_hpc.exchange.http.listener import listen
@@ -131,7 +131,7 @@ def _log_level(level: int | str) -> int:
 
 def _connection_info(bound: str, port: int, *, token: str, address: str | None) -> ConnectionInfo:
     urls = advertised_urls(bound, port, local_addresses(), address=address)
-    return ConnectionInfo(urls=urls, headers={"Authorization": f"Bearer {token}"})
+    return ConnectionInfo(urls=urls, headers={"Authorization": f"Bearer {token}"}, boot_id=boot_id())
 
 
 def _server_config(

@@ -24,9 +24,10 @@ from academy_hpc.errors import (
     ExchangeUnavailableError,
     ExchangeUnreachableError,
     ListenerSupersededError,
+    MessageTooLargeError,
 )
 from academy_hpc.exchange.http.connection import ConnectionInfo
-from academy_hpc.exchange.http.dial import ClientOptions, Dialled, dial, new_session
+from academy_hpc.exchange.http.dial import ClientOptions, Dialled, NoStreamError, dial, new_session
 from academy_hpc.exchange.http.link import Link
 from academy_hpc.exchange.http.wire import (
     BATCH_BYTES,
@@ -88,6 +89,8 @@ class Stream:
         self._reporting: dict[uuid.UUID, Link] = {}  # links with something to report
         self._timer: asyncio.TimerHandle | None = None
         self._wake, self._idle = asyncio.Event(), asyncio.Event()
+        self._idle.set()
+        self._pause_s = FIRST_PAUSE_S
         self._opening = asyncio.Lock()
         self._hello: Hello | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -122,14 +125,16 @@ class Stream:
             del self._shared[key]
         if self._timer is not None and self._dead is None:
             self._hurry()
-        if self._task is not None:
+        try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WRITE_S):
                     await self._idle.wait()
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
+        finally:  # also when the caller is cancelled
+            if self._task is not None:
+                self._task.cancel()
+                await asyncio.gather(self._task, return_exceptions=True)
+            if self._session is not None:
+                await self._session.close()
 
     # For transports
 
@@ -172,6 +177,10 @@ class Stream:
     ) -> None:
         """Put a message under way, waiting for room first; `outcome` is called once, soon if somebody `waits`."""
         size = len(message.body)
+        if self._hello is not None and size > self._hello.message_bytes:
+            # The exchange would close the connection, and everybody's traffic with it.
+            outcome(MessageTooLargeError(size, self._hello.message_bytes))
+            return
         await link.reserve(size)
         try:
             self._check_alive()
@@ -195,7 +204,7 @@ class Stream:
             if self._task is None:
                 session = new_session(self._info, self._options)
                 try:
-                    dialled = await dial(session, self._info.urls)
+                    dialled = await dial(session, self._info.candidates())
                 except BaseException:
                     await session.close()
                     raise
@@ -208,11 +217,14 @@ class Stream:
                 await self._serve(dialled)
                 logger.info("the stream to %s broke; connecting again", dialled.url)
                 dialled = await self._redial()
+        except asyncio.CancelledError:  # nobody may wait for a stream that is gone
+            self._die(ExchangeUnavailableError("The connection to the exchange was closed."))
+            raise
         except AcademyError as error:
             self._die(error)
         except Exception as error:
             logger.exception("the stream failed")
-            self._die(ExchangeUnavailableError(f"The stream failed: {error!r}"))
+            self._die(ExchangeUnavailableError(f"The stream failed: {type(error).__name__}: {error}"))
 
     async def _serve(self, dialled: Dialled) -> None:
         """Until the connection breaks. Raises AcademyError when there is no use in another."""
@@ -236,15 +248,18 @@ class Stream:
     async def _redial(self) -> Dialled:
         assert self._session is not None  # set before the first connection
         until = time.monotonic() + self._options.reconnect_s
-        pause = FIRST_PAUSE_S
         while True:
+            # Before the first try, too: a connection that breaks as soon as it stands must not become a storm.
+            await asyncio.sleep(self._pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients
+            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
             try:
-                return await dial(self._session, self._info.urls)
-            except ExchangeUnreachableError:
-                if time.monotonic() + pause > until:
-                    raise
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients, hides nothing
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+                return await dial(self._session, self._info.candidates())
+            except NoStreamError as error:  # something else answers there meanwhile
+                failure = ExchangeUnreachableError({str(error): "answered, and not as an exchange does"})
+            except ExchangeUnreachableError as error:
+                failure = error
+            if time.monotonic() + self._pause_s > until:
+                raise failure
 
     def _start_over(self, dialled: Dialled) -> None:
         """Write on the new connection: mailboxes first, then all that has no answer, in its old order."""
@@ -260,6 +275,8 @@ class Stream:
             self._push(operation)
         for under_way in self._under_way.values():
             self._push(under_way.operation)
+        if not self._outbox:
+            self._idle.set()
 
     def _die(self, error: AcademyError) -> None:
         """Everybody who waits gets the error."""
@@ -284,6 +301,7 @@ class Stream:
     # Reading
 
     def _handle(self, operation: FromServer) -> None:
+        self._pause_s = FIRST_PAUSE_S  # this connection gets something done
         if isinstance(operation, Deliver):
             link = self._links.get(operation.uid)
             if link is not None:
