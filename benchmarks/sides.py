@@ -52,14 +52,15 @@ class Side:
     PingRequest: Any
     HttpExchangeFactory: Any
     spawn_http_exchange: Any
+    event_runner: Callable[[], asyncio.Runner]
     Echo: Any
     """The agent class under test: one action that returns the bytes it was given."""
     Rare: Any
     """A class of which discovery finds a few among many."""
 
     def run_agents(self, main: Coroutine[Any, Any, None]) -> None:
-        """Run an agent process as the package's own launcher does: academy_hpc's worker takes uvloop where it can."""
-        with asyncio.Runner(loop_factory=_uvloop_factory() if self.name == "academy_hpc" else None) as runner:
+        """Run an agent process as the package's own launcher does."""
+        with self.event_runner() as runner:
             runner.run(main)
 
     async def open_transport(self, factory: Any, registration: Any) -> Any:
@@ -78,15 +79,8 @@ def load(name: str) -> Side:
     """Import one side. Raises KeyError for an unknown name and ImportError where the package is missing."""
     modules = MODULES[name]
     found = {key: getattr(importlib.import_module(modules[key]), key) for key in modules}
-    return Side(name=name, **found, **_agent_classes(found["Agent"], found["action"]))
-
-
-def _uvloop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
+    runner = importlib.import_module("academy_hpc.worker").event_runner if name == "academy_hpc" else asyncio.Runner
+    return Side(name=name, event_runner=runner, **found, **_agent_classes(found["Agent"], found["action"]))
 
 
 def _agent_classes(agent: Any, action: Any) -> dict[str, Any]:

@@ -286,7 +286,7 @@ async def test_a_launch_for_which_there_is_no_room_leaves_no_mailboxes() -> None
                 await manager.launch_many(
                     [AgentLaunch(Counter, registration=given), *[Counter] * 6], agents_per_worker=4
                 )
-            while await manager.exchange_client.discover(Counter) != (given.agent_id,):
+            while await manager.exchange_client.discover(Counter) != (given.agent_id,):  # noqa: ASYNC110 - the exchange tells nobody
                 await asyncio.sleep(0.01)
             await manager.launch_many([AgentLaunch(Counter, registration=given), Counter])
 

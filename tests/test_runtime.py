@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import msgspec
 import pytest
@@ -253,6 +254,10 @@ class Abrupt(WaitingAgent):
     async def fail(self, error: BaseException) -> None:
         raise error
 
+    @action
+    async def leave(self) -> None:
+        sys.exit(3)
+
 
 async def test_an_action_that_raises_what_is_no_exception_is_answered_with_it() -> None:
     async with running_user() as user, running(Abrupt(), user) as run:
@@ -278,7 +283,7 @@ async def test_an_action_that_exits_ends_its_agent_in_order_and_not_its_caller()
         other = call(handle, "run", 1)
         await until(lambda: agent.started)
         with pytest.raises(AcademyRemoteError, match="SystemExit: 3"):
-            await handle.fail(SystemExit(3))
+            await handle.leave()
         with pytest.raises(ActionCancelledError):
             await other
         await task

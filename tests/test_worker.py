@@ -221,6 +221,19 @@ async def test_one_agent_that_can_not_be_built_leaves_the_others_alone(manager: 
     assert [agent.state for agent in report.agents] == ["failed", "finished"]
 
 
+async def test_a_constructor_that_exits_leaves_the_other_agents_alone(manager: Manager) -> None:
+    class Leaving(Counter):
+        def __init__(self) -> None:
+            super().__init__()
+            sys.exit("no licence")
+
+    spec = await manager.make_spec([AgentLaunch(Leaving, name="bad"), Counter])
+    future = asyncio.get_running_loop().run_in_executor(None, run, spec.to_json())
+    with pytest.raises(LaunchError, match=r"bad: The constructor of .*Leaving raised SystemExit: no licence"):
+        await manager.adopt(spec)
+    assert [agent.state for agent in WorkerReport.from_json(await future).agents] == ["failed", "finished"]
+
+
 def test_the_worker_is_what_launchers_start() -> None:
     """A launcher takes the function by name, so that its process never loads the runtime."""
     code = "import sys, academy_hpc.launch.manager; print('academy_hpc.runtime' in sys.modules)"

@@ -242,7 +242,7 @@ class Manager(NoPickleMixin):
         Args:
             spec: From `make_spec` of this manager.
             future: Of the call of `academy_hpc.worker.run`; without it, a worker that dies before it can speak is
-                noticed by `timeout` only.
+                noticed by `timeout` only, and an agent that blocks its event loop for 90 s counts as lost.
             timeout: Seconds; None: any time.
             progress: As for `launch_many`.
 

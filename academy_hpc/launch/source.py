@@ -178,7 +178,7 @@ def _imported(path: str) -> Any:
         found = importlib.import_module(module_name)
         for name in qualified_name.split("."):
             found = getattr(found, name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LaunchError(
             f"The class {path} can't be imported on the worker: {type(error).__name__}: {error}. "
             f"{_WORKER_PYTHON.format(sys)} Install its package there, or set PYTHONPATH for the worker."
@@ -190,7 +190,7 @@ def _construct(cls: Any, arguments: Payload | None, name: str) -> Agent:
     args, kwargs = ((), {}) if arguments is None else arguments.unpack(f"An argument of {name}")
     try:
         agent = cls(*args, **kwargs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LaunchError(f"The constructor of {name} raised {type(error).__name__}: {error}") from error
     return _checked(agent, name)
 

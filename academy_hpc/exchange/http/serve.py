@@ -123,6 +123,8 @@ def _quick_import() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+        # What an exchange stores has no cycles; looking for them again and again costs more the more it stores.
+        gc.set_threshold(50_000, 20, 100)
         del os.environ[name]
         if before is not None:
             os.environ[name] = before

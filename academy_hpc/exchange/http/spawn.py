@@ -64,8 +64,6 @@ def spawn_http_exchange(
     headers the random token without which the exchange answers nobody. The exchange ends with the block, and when
     this process dies, whatever kills it; what it holds is in memory and ends with it.
 
-    Starting and stopping block the calling thread, for about half a second together.
-
     Args:
         host: Address or host name to bind; ``"0.0.0.0"``: all IPv4, ``"::"``: all IPv6 and IPv4 addresses,
             ``"127.0.0.1"``: reachable from this machine only.
@@ -76,11 +74,10 @@ def spawn_http_exchange(
         interface: Bind and advertise this network interface only, such as ``"hsn0"``.
         token: Bearer token to use instead of a random one: 32 characters or more.
         max_message_bytes: Size over which a message is refused; default: the server's.
-        log_path: File to which the exchange appends its log, made readable by this user only. Default: a temporary
-            one, whose end is logged here when the exchange stops.
-        state_dir: Directory on a local disk in which the exchange keeps what it accepted, so that it survives even
-            SIGKILL: started again with the same directory it has the same mailboxes and messages, and with port 0 or
-            the default also the same port and token. Default: all is in memory.
+        log_path: File to which the exchange appends its log, made 0600. Default: a temporary one, whose end is logged
+            here when the exchange stops.
+        state_dir: Directory on a local disk for all that the exchange accepted: started again with it, even after
+            SIGKILL, it has the same mailboxes, messages, token, and with port 0 or the default the same port.
 
     Raises:
         ExchangeStartError: The port is in use, the interface or address is not there, or the process did not come
@@ -88,12 +85,8 @@ def spawn_http_exchange(
         StoreError: The state directory can't be used.
         ValueError: An argument makes no sense.
     """
-    deadline = time.monotonic() + _checked_timeout(timeout)
-    known = None if state_dir is None else Identity.read(Path(state_dir))
-    if known is not None and port in (0, DEFAULT_PORT):
-        port = known.port
-    token = _checked_token(token) if token is not None else known.token if known else secrets.token_urlsafe(32)
-    log_level = _log_level(level)
+    deadline, log_level = time.monotonic() + _checked_timeout(timeout), _log_level(level)
+    port, token = _identity(port, token, state_dir)
     with listen(host, port, interface=interface) as listener:
         bound = listener.getsockname()[:2]
         if state_dir is not None:
@@ -106,6 +99,16 @@ def spawn_http_exchange(
             _check_proof(process, ready, handover)
             _check_answer(process, ready, bound, token=token, deadline=deadline)
             yield factory
+
+
+def _identity(port: int, token: str | None, state_dir: str | os.PathLike[str] | None) -> tuple[int, str]:
+    """The port to bind and the token: what is given, else what the state directory knows, else something new."""
+    if token is not None:
+        token = _checked_token(token)
+    known = None if state_dir is None else Identity.read(Path(state_dir))
+    if known is None:
+        return port, token or secrets.token_urlsafe(32)
+    return known.port if port in (0, DEFAULT_PORT) else port, token or known.token
 
 
 def _checked_timeout(timeout: float | None) -> float:
