@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 ALL_EXECUTORS = "all"
 
+BROKEN_CLEANUP_S = 3.0
+"""For the cleanup of a Parsl whose interchange is gone: it would wait for ever, and there is little left to clean."""
+
 
 class ParslLauncher:
     """Starts workers as tasks of Parsl.
@@ -109,6 +112,7 @@ class ParslLauncher:
         # In a thread that nobody has to wait for: with its interchange gone, Parsl's cleanup never returns.
         thread = threading.Thread(target=_clean_up, args=(self._kernel,), name="parsl cleanup", daemon=True)
         thread.start()
+        timeout = timeout if self.failure() is None else min(timeout, BROKEN_CLEANUP_S)
         thread.join(timeout)
         if thread.is_alive():
             logger.warning("%s did not clean up within %s s; its blocks are cancelled", self._label, timeout)
