@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import signal
 import sys
@@ -39,9 +38,6 @@ from academy_hpc.identifiers import EntityId
 from academy_hpc.launch.spec import AgentReport, AgentSpec, AgentState, ImportFolders, LaunchSpec, Origin, WorkerReport
 from academy_hpc.message import ActionResponse, Message
 from academy_hpc.runtime import PASSED_ON, Runtime
-
-# malloc.h of glibc
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 __all__ = ["event_runner", "run"]
 
@@ -238,24 +234,12 @@ class _end_signals:  # noqa: N801 - used as a function
 
 
 def event_runner() -> asyncio.Runner:
-    """What a worker process runs its agents with: uvloop where there is one, and memory that is kept for reuse."""
-    _keep_freed_memory()
+    """What a worker process runs its agents with: uvloop where there is one."""
     try:
         import uvloop
     except ImportError:  # not made for every platform
         return asyncio.Runner()
     return asyncio.Runner(loop_factory=uvloop.new_event_loop)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep up to 64 MiB, which it would give back to the kernel and fault in again for each large message.
-
-    Halves the time of messages over 10 kB. Other C libraries have no mallopt, and are left alone.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, size in ((M_TRIM_THRESHOLD, 64 << 20), (M_MMAP_THRESHOLD, 32 << 20), (M_TOP_PAD, 1 << 20)):
-            mallopt(option, size)
 
 
 def _extend_path(folders: ImportFolders) -> None:

@@ -29,6 +29,7 @@ from academy_hpc.errors import (
 from academy_hpc.exchange.http.connection import ConnectionInfo
 from academy_hpc.exchange.http.dial import ClientOptions, Dialled, NoStreamError, dial, new_session
 from academy_hpc.exchange.http.link import Link
+from academy_hpc.exchange.http.memory import keep_freed_memory
 from academy_hpc.exchange.http.wire import (
     BATCH_BYTES,
     UNHURRIED_S,
@@ -202,6 +203,7 @@ class Stream:
     async def _open(self) -> None:
         async with self._opening:
             if self._task is None:
+                keep_freed_memory()
                 session = new_session(self._info, self._options)
                 try:
                     dialled = await dial(session, self._info.candidates())
