@@ -273,3 +273,15 @@ def test_last_seen_is_the_last_sign_of_life(exchange: Exchange) -> None:
     exchange.registry.beat(exchange.agent, OWNER, now=504.0)
     assert exchange.registry.last_seen(exchange.agent, OWNER, now=505.0) == 1.0
     exchange.registry.beat(AgentId[Any].new(), OWNER, now=504.0)  # without a mailbox it has no effect
+
+
+def test_what_the_store_has_not_kept_yet_is_handed_to_nobody() -> None:
+    """After a crash its number would be another message's, and a listener that resumes would skip that one."""
+    exchange = Exchange()
+    exchange.listen(exchange.agent)
+    effects = Effects()
+    message = Message.create(exchange.user, exchange.agent, SuccessResponse())
+    exchange.registry.send(message, OWNER, effects)
+    assert exchange.take(exchange.agent) == []
+    exchange.commit(effects)
+    assert [delivery.message for delivery in exchange.take(exchange.agent)] == [message]
