@@ -420,7 +420,8 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 
 HANDOVER = """
     import os, sys, time, json
-    from academy_hpc.exchange.http.handover import Ready, proof
+    from academy_hpc.exchange.http.handover import Ready
+    from academy_hpc.exchange.http.tokens import proof
     import msgspec
     handover = json.loads(sys.stdin.readline())
     def say(**fields):

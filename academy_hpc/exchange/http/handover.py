@@ -6,13 +6,11 @@ on its standard output. Pipes, because argv and environment are seen by others a
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from typing import Any
 
 import msgspec
 
-__all__ = ["Handover", "Ready", "proof"]
+__all__ = ["Handover", "Ready"]
 
 
 class Handover(msgspec.Struct, frozen=True):
@@ -49,14 +47,9 @@ class Ready(msgspec.Struct, frozen=True):
     Attributes:
         pid: Its process id.
         exchange: Id of the exchange, which ``GET /whoami`` must repeat.
-        proof: `proof` of the token and the handover's nonce.
+        proof: `tokens.proof` of the token and the handover's nonce.
     """
 
     pid: int
     exchange: str
     proof: str
-
-
-def proof(token: str, nonce: str) -> str:
-    """HMAC-SHA256 of `nonce` under `token`, in hexadecimal: made only by who holds the token, and for this start."""
-    return hmac.new(token.encode(), nonce.encode(), hashlib.sha256).hexdigest()

@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from academy_hpc.exchange.http.handover import Handover, Ready, proof
+from academy_hpc.exchange.http.handover import Handover, Ready
+from academy_hpc.exchange.http.tokens import proof
 
 __all__ = ["LogHandler", "main", "watch_parent"]
 

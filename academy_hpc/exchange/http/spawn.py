@@ -21,10 +21,11 @@ import msgspec
 from academy_hpc.exchange.http.addresses import advertised_urls, local_addresses
 from academy_hpc.exchange.http.client import HttpExchangeFactory
 from academy_hpc.exchange.http.connection import ConnectionInfo, boot_id
-from academy_hpc.exchange.http.handover import Handover, Ready, proof
+from academy_hpc.exchange.http.handover import Handover, Ready
 from academy_hpc.exchange.http.identity import Identity
 from academy_hpc.exchange.http.listener import listen
 from academy_hpc.exchange.http.process import ExchangeProcess
+from academy_hpc.exchange.http.tokens import proof
 from academy_hpc.exchange.http.wire import WHOAMI_PATH
 
 __all__ = ["spawn_http_exchange"]
