@@ -8,12 +8,14 @@ from academy_hpc.agent import (
     loop as loop,
     timer as timer,
 )
+from academy_hpc.dead_letters import DeadLetter as DeadLetter
 from academy_hpc.errors import (
     AcademyError as AcademyError,
     AcademyRemoteError as AcademyRemoteError,
     ActionCancelledError as ActionCancelledError,
     ActionInterruptedError as ActionInterruptedError,
     ActionInvalidStateError as ActionInvalidStateError,
+    AgentAbsentError as AgentAbsentError,
     AgentLoopError as AgentLoopError,
     AgentNotInitializedError as AgentNotInitializedError,
     AgentTerminatedError as AgentTerminatedError,
@@ -35,6 +37,7 @@ from academy_hpc.errors import (
     InvalidClientError as InvalidClientError,
     LaunchError as LaunchError,
     ListenerSupersededError as ListenerSupersededError,
+    LoginRequiredError as LoginRequiredError,
     MailboxFullError as MailboxFullError,
     MailboxTerminatedError as MailboxTerminatedError,
     MessageTooLargeError as MessageTooLargeError,
@@ -59,6 +62,8 @@ from academy_hpc.exchange.http.client import (
     HttpExchangeTransport as HttpExchangeTransport,
 )
 from academy_hpc.exchange.http.connection import ConnectionInfo as ConnectionInfo
+from academy_hpc.exchange.http.console import HttpExchangeConsole as HttpExchangeConsole
+from academy_hpc.exchange.http.globus_settings import GlobusSettings as GlobusSettings
 from academy_hpc.exchange.http.spawn import spawn_http_exchange as spawn_http_exchange
 from academy_hpc.exchange.transport import (
     AgentRegistration as AgentRegistration,

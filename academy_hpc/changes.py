@@ -1,4 +1,7 @@
-"""What the core asks a store to keep: each change of state that a restart must not forget."""
+"""What the core asks a store to keep: each change of state that a restart must not forget.
+
+The names of the classes and the order of their fields are how changes are written to disk.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,11 @@ from academy_hpc.message import Header, Message
 
 __all__ = [
     "Change",
+    "DeadRemoved",
     "MailboxCreated",
     "MailboxRow",
     "MailboxTerminated",
+    "MessageDied",
     "MessageStored",
     "MessagesRemoved",
     "RequestAnswered",
@@ -25,7 +30,7 @@ __all__ = [
 ]
 
 
-class MailboxCreated(msgspec.Struct, frozen=True):
+class MailboxCreated(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A new, empty mailbox. ``classes``: the agent's class chain, most derived first."""
 
     entity: EntityId
@@ -33,53 +38,69 @@ class MailboxCreated(msgspec.Struct, frozen=True):
     classes: tuple[str, ...]
 
 
-class MailboxTerminated(msgspec.Struct, frozen=True):
-    """The mailbox is closed for good: its messages and pending requests go, a tombstone stays."""
+class MailboxTerminated(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The mailbox is closed for good: its messages, pending requests and ids go, a tombstone stays."""
 
     uid: uuid.UUID
 
 
-class MessageStored(msgspec.Struct, frozen=True):
-    """A message was accepted as number `seq` of mailbox `uid`."""
+class MessageStored(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A message was accepted as number `seq` of mailbox `uid`. Its id is among the last of its source (`repeats`)."""
 
     uid: uuid.UUID
     seq: int
     message: Message
 
 
-class MessagesRemoved(msgspec.Struct, frozen=True):
+class MessagesRemoved(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Messages of mailbox `uid` were acknowledged, or given up."""
 
     uid: uuid.UUID
     seqs: tuple[int, ...]
 
 
-class RequestPending(msgspec.Struct, frozen=True):
+class RequestPending(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A request to mailbox `uid` awaits its response."""
 
     uid: uuid.UUID
     header: Header
 
 
-class RequestAnswered(msgspec.Struct, frozen=True):
+class RequestAnswered(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The request with `tag` to mailbox `uid` has its response."""
 
     uid: uuid.UUID
     tag: uuid.UUID
 
 
-class SessionStarted(msgspec.Struct, frozen=True):
+class SessionStarted(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """`session` is the listener of mailbox `uid` now; all earlier ones are fenced off."""
 
     uid: uuid.UUID
     session: uuid.UUID
 
 
-class ShareChanged(msgspec.Struct, frozen=True):
+class ShareChanged(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """All groups that may use mailbox `uid`, besides its owner."""
 
     uid: uuid.UUID
     groups: frozenset[str]
+
+
+class MessageDied(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A request to mailbox `uid` was given up after `attempts` deliveries: a dead letter since `died_s` (Unix time)."""
+
+    uid: uuid.UUID
+    message: Message
+    attempts: int
+    died_s: float
+
+
+class DeadRemoved(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Dead letters of mailbox `uid` were put back, discarded, or dropped to make room."""
+
+    uid: uuid.UUID
+    tags: tuple[uuid.UUID, ...]
 
 
 Change: TypeAlias = (
@@ -91,6 +112,8 @@ Change: TypeAlias = (
     | RequestAnswered
     | SessionStarted
     | ShareChanged
+    | MessageDied
+    | DeadRemoved
 )
 
 
@@ -106,9 +129,16 @@ class MailboxRow(msgspec.Struct):
 
 
 class Snapshot(msgspec.Struct):
-    """All that a store holds. Mailboxes in the order of their creation, messages in the order of their numbers."""
+    """All that a store holds. Mailboxes in the order of their creation, messages in the order of their numbers.
+
+    ``dead``: dead letters, for each mailbox oldest first.
+
+    ``recent``: the ids of the last messages of each source, as of `RecentIds.items`.
+    """
 
     mailboxes: list[MailboxRow] = []
     messages: list[MessageStored] = []
     pending: list[RequestPending] = []
     tombstones: list[uuid.UUID] = []
+    recent: list[tuple[uuid.UUID, tuple[int, ...]]] = []
+    dead: list[MessageDied] = []

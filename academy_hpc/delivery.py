@@ -10,6 +10,7 @@ Life of a message in its mailbox:
     OUT        acknowledge  GONE       the listener has done with it
     OUT        release      READY      its listener is gone; goes back in its old place
     OUT        give_up      GONE       its listener is gone for the last time allowed
+    READY      give_up      GONE       nobody has listened for too long
     READY      acknowledge  GONE       it came from an earlier, resumed connection
     READY      hold         OUT        the resumed listener is still at work on it
     OUT        hold         OUT        the same, before it was released
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import uuid
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -37,6 +38,7 @@ _TRANSITIONS = {
     (_READY, "take"): _OUT,
     (_READY, "acknowledge"): _GONE,
     (_READY, "hold"): _OUT,
+    (_READY, "give_up"): _GONE,
     (_OUT, "acknowledge"): _GONE,
     (_OUT, "release"): _READY,
     (_OUT, "give_up"): _GONE,
@@ -194,6 +196,22 @@ class Mailbox:
             self._ready = deque([*back, *(self._ready or ())])
         self._shrink()
         return given_up
+
+    def give_up(self, tags: Collection[uuid.UUID]) -> list[Delivery]:
+        """Forget the requests with these tags; there is no listener."""
+        found = [
+            Delivery(seq, entry.attempts, entry.message)
+            for seq, entry in (self._entries or {}).items()
+            if entry.message.is_request and entry.message.tag in tags
+        ]
+        gone = {delivery.seq for delivery in found}
+        for seq in gone:
+            self._forget(seq, "give_up")
+        self._ready = deque(seq for seq in self._ready or () if seq not in gone)
+        self._out = {seq: None for seq in self._out or () if seq not in gone}
+        self._clear_window()
+        self._shrink()
+        return found
 
     def resume(self, *, received: int, held: Iterable[int]) -> list[int]:
         """The same session on a new connection: it has all up to `received` and still works on `held` of these.

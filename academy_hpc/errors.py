@@ -7,6 +7,7 @@
     │   ├── RefusedError                 the exchange answered, and said no
     │   │   ├── BadRequestError          400  malformed or impossible request
     │   │   ├── UnauthorizedError        401  no token, or none that is known
+    │   │   │   └── LoginRequiredError        somebody must log in first
     │   │   ├── ForbiddenError           403  the token does not give this right
     │   │   ├── BadEntityIdError         404  no such mailbox
     │   │   ├── ListenerSupersededError  409  a newer listener has the mailbox
@@ -29,6 +30,7 @@
     │   ├── ActionInvalidStateError      nothing to cancel
     │   ├── ActionInterruptedError       the agent died in mid-action; not run again, by its own wish
     │   ├── DeliveryFailedError          handed out too often without being acknowledged
+    │   ├── AgentAbsentError             nobody has run the agent for too long
     │   ├── InvalidClientError           a request was sent to a user
     │   ├── PingCancelledError           the agent ended while starting
     │   └── IncompatibleProtocolError    the other side speaks another version
@@ -54,6 +56,7 @@ __all__ = [
     "ActionCancelledError",
     "ActionInterruptedError",
     "ActionInvalidStateError",
+    "AgentAbsentError",
     "AgentLoopError",
     "AgentNotInitializedError",
     "AgentTerminatedError",
@@ -75,6 +78,7 @@ __all__ = [
     "InvalidClientError",
     "LaunchError",
     "ListenerSupersededError",
+    "LoginRequiredError",
     "MailboxFullError",
     "MailboxTerminatedError",
     "MessageTooLargeError",
@@ -155,6 +159,13 @@ class UnauthorizedError(RefusedError):
 
     def __init__(self, reason: str = "no reason given") -> None:
         super().__init__(reason)
+
+
+class LoginRequiredError(UnauthorizedError):
+    """There is no token to show before somebody has logged in; the text says how."""
+
+    code = "LOGIN_REQUIRED"
+    template = "{0}"
 
 
 class ForbiddenError(RefusedError):
@@ -284,7 +295,10 @@ class ExchangeChangedError(ExchangeUnavailableError):
     """Another exchange answers at the address: what the old one held is gone."""
 
     code = "EXCHANGE_CHANGED"
-    template = "The exchange at {0} was restarted without a state directory: its mailboxes are gone. Register again."
+    template = (
+        "The exchange at {0} is gone with its mailboxes: another one answers there, perhaps because it was "
+        "restarted without a state directory. Take its connection info, and register again."
+    )
 
 
 class ExchangeStartError(ExchangeError):
@@ -362,6 +376,18 @@ class DeliveryFailedError(RequestError):
         super().__init__(uid, attempts)
         self.uid = uid
         self.attempts = attempts
+
+
+class AgentAbsentError(RequestError):
+    """Nobody has run the agent for so long that the exchange answers in its place. ``args``: the agent, seconds."""
+
+    code = "AGENT_ABSENT"
+    template = "Nobody has run {0} for {1} s, and it will not see this request. Start it, and call it again."
+
+    def __init__(self, uid: Any, absent_s: float) -> None:
+        super().__init__(uid, absent_s)
+        self.uid = uid
+        self.absent_s = absent_s
 
 
 class InvalidClientError(RequestError):

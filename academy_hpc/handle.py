@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Generic, Self, TypeVar
 
+from academy_hpc.directory import MailboxCounters
 from academy_hpc.errors import AcademyRemoteError, ExchangeClientNotFoundError
 from academy_hpc.exchange.client import ExchangeClient, current_client
 from academy_hpc.exchange.transport import MailboxStatus
@@ -24,7 +25,6 @@ from academy_hpc.message import (
     SuccessResponse,
     UserErrorResponse,
 )
-from academy_hpc.registry import MailboxCounters
 from academy_hpc.serialization import ALL_STRATEGIES, Strategy, deserialize, deserialize_exception, serialize
 
 __all__ = ["Handle"]

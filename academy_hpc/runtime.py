@@ -82,12 +82,24 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
         exchange_factory: ExchangeFactory,
         registration: AgentRegistration,
         config: RuntimeConfig | None = None,
+        on_end: Callable[[BaseException | None], Awaitable[None]] | None = None,
     ) -> None:
+        """Store what to run.
+
+        Args:
+            agent: The agent.
+            exchange_factory: Makes its client.
+            registration: As which entity.
+            config: How it behaves.
+            on_end: Awaited when all of the agent has ended, and its mailbox, if it is to be closed, is still open: the
+                last moment at which something can be sent as this agent. It is given what the agent ended with.
+        """
         self.agent = agent
         self.agent_id: AgentId[Any] = registration.agent_id
         self._factory = exchange_factory
         self._registration = registration
         self._config = config or RuntimeConfig()
+        self._on_end = on_end
         allowed = self._config.allowed_deserializers
         self._allowed = ALL_STRATEGIES if allowed is None else allowed
         self._actions = actions_of(agent)
@@ -170,6 +182,8 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
         try:
             if await self._start(client):
                 await self._work(client)
+            if self._on_end is not None:
+                await self._on_end(self._error())
         except BaseException:  # cancelled; what goes wrong in the agent is collected
             self._expected = False
             raise
@@ -178,7 +192,8 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
             await self._leave(client)
             executor.shutdown(wait=False, cancel_futures=True)  # waiting would stop the event loop
             self.agent._agent_context = None
-        self._raise_errors()
+        if (error := self._error()) is not None:
+            raise error
 
     async def _start(self, client: AgentExchangeClient) -> bool:
         self._failed_start = not await self._call_safely(self.agent.agent_on_startup)
@@ -282,11 +297,11 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
         finally:
             await client.close()
 
-    def _raise_errors(self) -> None:
-        if len(self._errors) == 1:
-            raise self._errors[0]
-        if self._errors:
-            raise BaseExceptionGroup(f"{self.agent_id} ended with {len(self._errors)} errors", self._errors)
+    def _error(self) -> BaseException | None:
+        """What the agent ended with."""
+        if len(self._errors) > 1:
+            return BaseExceptionGroup(f"{self.agent_id} ended with {len(self._errors)} errors", self._errors)
+        return self._errors[0] if self._errors else None
 
     # Requests
 

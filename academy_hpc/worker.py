@@ -133,7 +133,16 @@ class _Worker:
             await asyncio.gather(*unbuilt, *(self._run_agent(spec, agent) for spec, agent in agents))
 
     async def _run_agent(self, spec: AgentSpec, agent: Agent) -> None:
-        runtime = Runtime(agent, exchange_factory=self._factory, registration=spec.registration, config=spec.config)
+        ready_told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        async def end(error: BaseException | None) -> None:
+            """Report the end while there is a mailbox to send it from: with that, the agent's token is revoked."""
+            self._end_with(spec, error, started=await ready_told)
+            await self._tell_end(spec)
+
+        runtime = Runtime(
+            agent, exchange_factory=self._factory, registration=spec.registration, config=spec.config, on_end=end
+        )
         self._runtimes.add(runtime)
         if self._stop_reason:
             runtime.signal_shutdown(terminate=False)
@@ -142,16 +151,20 @@ class _Worker:
         try:
             if started:
                 await self._tell_safely(spec, self._report(spec, "ready"))
+            ready_told.set_result(started)
             error = await life
         finally:
             self._runtimes.discard(runtime)
+        if spec.agent_id not in self._ends:  # it never had a client, or what runs it failed
+            await end(error)
+
+    def _end_with(self, spec: AgentSpec, error: BaseException | None, *, started: bool) -> None:
         if error is None:
             self._end(spec, "stopped" if self._stop_reason else "finished", self._stop_reason)
         elif isinstance(error, ListenerSupersededError):
             self._end(spec, "superseded", str(error))
         else:
             self._end(spec, "failed", _reason(error, started=started), error)
-        await self._tell_end(spec)
 
     def _stop(self, name: str) -> None:
         """The worker must end; what its agents have not done waits in their mailboxes."""

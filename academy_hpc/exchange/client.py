@@ -10,6 +10,8 @@ import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any, Self
 
+from academy_hpc.dead_letters import DeadLetter
+from academy_hpc.directory import MailboxCounters
 from academy_hpc.errors import (
     AcademyError,
     AgentTerminatedError,
@@ -20,7 +22,6 @@ from academy_hpc.errors import (
 from academy_hpc.exchange.transport import AgentRegistration, ExchangeTransport, MailboxStatus
 from academy_hpc.identifiers import AgentId, EntityId, UserId
 from academy_hpc.message import AcademyErrorResponse, Body, Message
-from academy_hpc.registry import MailboxCounters
 from academy_hpc.serialization import NoPickleMixin
 
 __all__ = [
@@ -162,6 +163,29 @@ class ExchangeClient(NoPickleMixin):
     async def agent_stats(self, uid: EntityId) -> MailboxCounters:
         """Counters of a mailbox."""
         return await self._open_transport().agent_stats(uid)
+
+    async def dead_letters(self, uid: EntityId) -> tuple[DeadLetter, ...]:
+        """Requests of an agent that were given up: handed out too often without an answer. Oldest first.
+
+        Raises:
+            BadRequestError: The exchange keeps none: it is not one of academy_hpc.
+            ForbiddenError, BadEntityIdError, MailboxTerminatedError
+        """
+        return await self._open_transport().dead_letters(uid)
+
+    async def requeue(self, uid: EntityId, tag: uuid.UUID) -> None:
+        """Put a dead letter back into the agent's mailbox, with no attempt counted; harmless if it is not there.
+
+        Its caller was told that it failed, and does not hear of it again.
+
+        Raises:
+            MailboxFullError, ExchangeFullError: It stays a dead letter.
+        """
+        await self._open_transport().requeue(uid, tag)
+
+    async def discard(self, uid: EntityId, tag: uuid.UUID) -> None:
+        """Forget a dead letter; harmless if it is not there."""
+        await self._open_transport().discard(uid, tag)
 
     def _open_transport(self) -> ExchangeTransport:
         if self._closed:

@@ -7,13 +7,15 @@ them, then waiting senders get the room that came free.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol
 
+from academy_hpc.directory import Caller, Effects
 from academy_hpc.errors import (
     AcademyError,
     ExchangeFullError,
@@ -25,7 +27,7 @@ from academy_hpc.errors import (
 from academy_hpc.exchange.store import Store
 from academy_hpc.identifiers import EntityId
 from academy_hpc.message import Message
-from academy_hpc.registry import Caller, Effects, Limits, Registry
+from academy_hpc.registry import Limits, Registry
 
 __all__ = ["ExchangeService", "Listener", "Outcome"]
 
@@ -72,20 +74,29 @@ class ExchangeService:
         self.failed = asyncio.Event()
         self.registry.restore(store.load())
 
-    async def commit(self, effects: Effects) -> None:
-        """Keep the changes, then tell those concerned. Nothing of `effects` may be answered before this returns."""
-        await self._carry_out(effects)
+    def commit(self, effects: Effects) -> Coroutine[Any, Any, None]:
+        """Keep the changes, then tell those concerned; to be awaited. Nothing of `effects` may be answered before.
+
+        The store is asked at once, so that it hears of changes in the order in which they happened.
+        """
+        return self._finish(effects, self._write(effects))
+
+    def _write(self, effects: Effects) -> Awaitable[None] | None:
+        return self._store.write(effects.changes) if effects.changes else None
+
+    async def _finish(self, effects: Effects, written: Awaitable[None] | None) -> None:
+        await self._carry_out(effects, written)
         full = deque(self._waited_for(effects))
         while full:  # what is admitted to one mailbox may make room in another
             admitted, answers = self._admit(full.popleft())
-            await self._carry_out(admitted)
+            await self._carry_out(admitted, self._write(admitted))
             full += self._waited_for(admitted)
             for done, answer in answers:
                 done(answer)
 
-    async def _carry_out(self, effects: Effects) -> None:
-        if effects.changes:
-            await self._keep(effects)
+    async def _carry_out(self, effects: Effects, written: Awaitable[None] | None) -> None:
+        if written is not None:
+            await self._keep(effects, written)
         for delivery in effects.given_up:
             logger.warning("gave up %r after %d deliveries", delivery.message, delivery.attempt)
         for uid, error in effects.ended.items():
@@ -150,7 +161,8 @@ class ExchangeService:
         resume: tuple[int, list[int]] | None = None,
     ) -> None:
         """`listener` has the mailbox from now on; an earlier one is told to stop. Raises RefusedError."""
-        self.registry.attach(entity, session, caller, effects, now=time.monotonic(), resume=resume)
+        now, unix_s = time.monotonic(), time.time()
+        self.registry.attach(entity, session, caller, effects, now=now, unix_s=unix_s, resume=resume)
         before = self._listeners.get(entity.uid)
         self._listeners[entity.uid] = (listener, session)
         if before is not None and (before[0] is not listener or before[1] != session):
@@ -163,6 +175,25 @@ class ExchangeService:
             del self._listeners[uid]
             self.registry.detach(uid, session, now=time.monotonic())
 
+    async def watch_absent(self, absent_s: float) -> None:
+        """For ever: whoever waits for an entity that nobody has run for `absent_s` seconds gets an error.
+
+        Looked at ten times in that time, so it takes a tenth longer at the most.
+        """
+        first_missed: dict[EntityId, float] = {}
+        while True:
+            await asyncio.sleep(absent_s / 10)
+            now, effects = time.monotonic(), Effects()
+            first_missed = {
+                entity: max(first_missed.get(entity, now), seen or 0.0) for entity, seen in self.registry.absent()
+            }
+            for entity, since in first_missed.items():
+                if now - since >= absent_s:
+                    logger.warning("nobody has run %s for %.0f s: who waits for it gets an error", entity, now - since)
+                    self.registry.give_up_absent(entity, now - since, effects)
+            with contextlib.suppress(StoreError):  # the exchange ends by it
+                await self.commit(effects)
+
     async def close(self) -> None:
         """Fail what waits and close the store."""
         if self._timer is not None:
@@ -172,9 +203,9 @@ class ExchangeService:
                 waiting.done(RefusedError("The exchange is shutting down."))
         await self._store.close()
 
-    async def _keep(self, effects: Effects) -> None:
+    async def _keep(self, effects: Effects, written: Awaitable[None]) -> None:
         try:
-            await self._store.write(effects.changes)
+            await written
         except StoreError as error:
             # What is in memory is ahead of the disk now: only a restart from the disk can be trusted.
             logger.critical("%s The exchange ends here.", error)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import enum
+import uuid
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Protocol, Self, runtime_checkable
 
+from academy_hpc.dead_letters import DeadLetter
+from academy_hpc.directory import MailboxCounters
 from academy_hpc.errors import AcademyError
 from academy_hpc.identifiers import AgentId, EntityId
 from academy_hpc.message import Message
-from academy_hpc.registry import MailboxCounters
 from academy_hpc.serialization import NoPickleMixin
 
 __all__ = [
@@ -101,6 +103,29 @@ class ExchangeTransport(Protocol):
 
     async def agent_stats(self, uid: EntityId) -> MailboxCounters:
         """Counters of a mailbox."""
+        ...
+
+    async def dead_letters(self, uid: EntityId) -> tuple[DeadLetter, ...]:
+        """Requests that were handed to an agent too often without an answer, and given up; oldest first. Owner only.
+
+        Raises:
+            BadRequestError: The exchange keeps none: it has no stream.
+            ForbiddenError, BadEntityIdError, MailboxTerminatedError
+        """
+        ...
+
+    async def requeue(self, uid: EntityId, tag: uuid.UUID) -> None:
+        """Put a dead letter back into the mailbox, with no attempt counted; harmless if it is not there. Owner only.
+
+        Its caller was told that it failed, and does not hear of it again.
+
+        Raises:
+            MailboxFullError, ExchangeFullError: It stays a dead letter.
+        """
+        ...
+
+    async def discard(self, uid: EntityId, tag: uuid.UUID) -> None:
+        """Forget a dead letter; harmless if it is not there. Owner only."""
         ...
 
     async def send(self, message: Message, *, acknowledges: Message | None = None) -> None:

@@ -68,7 +68,10 @@ class Launching:
             self._supervisor.expect(agent, worker, own_mailbox=item.registration is None)
         factory: HttpExchangeFactory = self._client.factory()
         folders = await asyncio.to_thread(import_folders)
-        return LaunchSpec(factory.connection_info, factory.options, agents, self._client.client_id, folders)
+        connection = factory.connection_info
+        if all(registration.token is not None for registration in registrations):
+            connection = connection.without_token()  # what an agent may do, and no more, may its worker
+        return LaunchSpec(connection, factory.options, agents, self._client.client_id, folders)
 
     async def _register(self, items: Sequence[AgentLaunch[Any]]) -> list[HttpAgentRegistration[Any]]:
         """All, or none stays. Raises ExchangeError."""

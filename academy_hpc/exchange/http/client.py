@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import AsyncGenerator
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import msgspec
 
+from academy_hpc.dead_letters import DeadLetter
+from academy_hpc.directory import MailboxCounters
 from academy_hpc.errors import (
     AcademyError,
     AgentTerminatedError,
@@ -18,7 +21,10 @@ from academy_hpc.errors import (
 )
 from academy_hpc.exchange.factory import ExchangeFactory
 from academy_hpc.exchange.http.connection import ConnectionInfo
+from academy_hpc.exchange.http.console import HttpExchangeConsole
+from academy_hpc.exchange.http.credential import Credential, TokenCredential
 from academy_hpc.exchange.http.dial import ClientOptions, NoStreamError
+from academy_hpc.exchange.http.globus_login import GlobusCredential
 from academy_hpc.exchange.http.link import Link
 from academy_hpc.exchange.http.rest import RestChannel
 from academy_hpc.exchange.http.stream import Stream
@@ -35,7 +41,6 @@ from academy_hpc.exchange.transport import (
 )
 from academy_hpc.identifiers import AgentId, EntityId, UserId
 from academy_hpc.message import Message
-from academy_hpc.registry import MailboxCounters
 
 __all__ = ["HttpAgentRegistration", "HttpExchangeFactory", "HttpExchangeTransport", "StreamChannel"]
 
@@ -46,10 +51,25 @@ CLOSE_S = 5.0
 
 
 class HttpAgentRegistration(msgspec.Struct, Generic[AgentT], frozen=True):
-    """What an agent needs to become one entity of an HTTP exchange."""
+    """What an agent needs to become one entity of an HTTP exchange, and no other: keep it as private as a key.
+
+    Attributes:
+        agent_id: Which entity.
+        exchange_type: Of all registrations at HTTP exchanges.
+        token: Opens the agent's mailbox until it is terminated; None: the exchange gives out none. `repr` hides it.
+    """
 
     agent_id: AgentId[AgentT]
     exchange_type: Literal["http"] = "http"
+    token: str | None = None
+
+    def __repr__(self) -> str:
+        """Without the token."""
+        return f"HttpAgentRegistration({self.agent_id})"
+
+    def __rich_repr__(self) -> list[Any]:
+        """The same for rich, which would otherwise show all fields of a Struct."""
+        return [str(self.agent_id)]
 
     def to_json(self) -> str:
         """As text, for another process."""
@@ -60,7 +80,7 @@ class HttpAgentRegistration(msgspec.Struct, Generic[AgentT], frozen=True):
         """What `to_json` wrote. Raises BadRequestError."""
         try:
             return msgspec.json.decode(text, type=cls)
-        except (msgspec.MsgspecError, UnicodeError) as error:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise BadRequestError(f"This text is no registration of an agent: {error}") from error
 
 
@@ -87,13 +107,14 @@ class StreamChannel:
     """A mailbox on the stream of this process."""
 
     def __init__(self, stream: Stream, entity: EntityId) -> None:
+        """`stream`: acquired for this entity; released by `close`."""
         self._stream = stream
         self._link = Link(entity)
         self._closed = False
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """See `Channel`."""
-        return await self._stream.call(method, *arguments)
+        return await self._stream.call(self._link.entity.uid, method, *arguments)
 
     async def post(self, message: Message, outcome: Any, acknowledges: int | None, *, waits: bool) -> None:
         """See `Channel`."""
@@ -138,21 +159,37 @@ class HttpExchangeTransport(ExchangeTransportMixin):
         connection_info: ConnectionInfo,
         mailbox_id: EntityId | None = None,
         name: str | None = None,
+        registration: AgentRegistration | None = None,
         options: ClientOptions | None = None,
+        credential: Credential | None = None,
     ) -> Self:
         """Connect; without `mailbox_id` as a new user called `name`.
+
+        Args:
+            connection_info: Where the exchange is.
+            mailbox_id: An entity that has a mailbox.
+            name: Of the new user, for display.
+            registration: Of the agent `mailbox_id`; if it has a token, this is all that the exchange is shown.
+            options: How the client behaves.
+            credential: What to show in place of the headers of the connection info.
 
         Raises:
             ExchangeUnreachableError: No URL of the connection info answers.
             UnauthorizedError: The exchange does not accept the token.
         """
-        factory = HttpExchangeFactory.from_connection_info(connection_info, options=options)
+        factory = HttpExchangeFactory.from_connection_info(connection_info, options=options, credential=credential)
+        credential = factory._credential
         entity = mailbox_id if mailbox_id is not None else UserId.new(name)
+        token = getattr(registration, "token", None)
+        if token is not None:
+            connection_info, credential = connection_info.without_token(), None
         channel: Channel
         try:
-            channel = StreamChannel(await Stream.acquire(connection_info, factory.options), entity)
+            stream = await Stream.acquire(connection_info, factory.options, entity, token=token, credential=credential)
+            channel = StreamChannel(stream, entity)
         except NoStreamError as error:
-            channel = RestChannel(connection_info, factory.options, entity, url=str(error))
+            shown = credential if token is None else TokenCredential(token)
+            channel = RestChannel(connection_info, factory.options, entity, url=str(error), credential=shown)
         transport = cls(entity, channel, factory)
         try:
             if mailbox_id is None:
@@ -174,8 +211,8 @@ class HttpExchangeTransport(ExchangeTransportMixin):
     async def register_agent(self, agent: type, *, name: str | None = None) -> HttpAgentRegistration[Any]:
         """See `ExchangeTransport`."""
         agent_id: AgentId[Any] = AgentId.new(name)
-        await self._channel.call("create", agent_id, class_chain(agent))
-        return HttpAgentRegistration(agent_id)
+        token = await self._channel.call("create", agent_id, class_chain(agent))
+        return HttpAgentRegistration(agent_id, token=token)
 
     async def discover(self, agent: type | str, *, allow_subclasses: bool = True) -> tuple[AgentId[Any], ...]:
         """See `ExchangeTransport`."""
@@ -211,6 +248,18 @@ class HttpExchangeTransport(ExchangeTransportMixin):
     async def agent_stats(self, uid: EntityId) -> MailboxCounters:
         """See `ExchangeTransport`."""
         return msgspec.convert(await self._channel.call("stats", uid), MailboxCounters)
+
+    async def dead_letters(self, uid: EntityId) -> tuple[DeadLetter, ...]:
+        """See `ExchangeTransport`."""
+        return tuple(msgspec.convert(await self._channel.call("dead_letters", uid), list[DeadLetter]))
+
+    async def requeue(self, uid: EntityId, tag: uuid.UUID) -> None:
+        """See `ExchangeTransport`."""
+        await self._channel.call("requeue", uid, tag)
+
+    async def discard(self, uid: EntityId, tag: uuid.UUID) -> None:
+        """See `ExchangeTransport`."""
+        await self._channel.call("discard", uid, tag)
 
     async def send(self, message: Message, *, acknowledges: Message | None = None) -> None:
         """See `ExchangeTransport`."""
@@ -278,7 +327,8 @@ class HttpExchangeFactory(ExchangeFactory):
 
     Args:
         url: Base URL of the exchange.
-        auth_method: None; the token of a spawned exchange is one of the headers.
+        auth_method: ``"globus"``: a token of Globus Auth, had and renewed by `GlobusCredential`; None: the headers are
+            all, the token of a spawned exchange is one of them.
         additional_headers: Sent with every request, such as ``Authorization``.
         ssl_verify: None or True: as the certificate authorities say; False: not at all.
         reconnect_s: Seconds for which a broken connection is tried again before calls fail.
@@ -290,24 +340,31 @@ class HttpExchangeFactory(ExchangeFactory):
         self,
         url: str,
         *,
-        auth_method: None = None,
+        auth_method: Literal["globus"] | None = None,
         additional_headers: dict[str, str] | None = None,
         ssl_verify: bool | None = None,
         reconnect_s: float = 300.0,
         request_timeout_s: float = 60.0,
         trust_env: bool = False,
     ) -> None:
-        if auth_method is not None:
-            raise BadRequestError(f"auth_method={auth_method!r} is not known; give the token in additional_headers.")
-        self.connection_info = ConnectionInfo(urls=(url,), headers=additional_headers or {}, trust_env=trust_env)
+        if auth_method not in ("globus", None):
+            raise BadRequestError(f"auth_method={auth_method!r} is not known, only 'globus' and None.")
+        self.connection_info = ConnectionInfo(
+            urls=(url,), headers=additional_headers or {}, trust_env=trust_env, auth_method=auth_method
+        )
         self.options = ClientOptions(ssl_verify, reconnect_s, request_timeout_s)
+        self._credential: Credential | None = None if auth_method is None else GlobusCredential()
 
     @classmethod
-    def from_connection_info(cls, info: ConnectionInfo, *, options: ClientOptions | None = None) -> Self:
-        """A factory for the exchange that `info` tells of."""
-        factory = cls(info.urls[0])
+    def from_connection_info(
+        cls, info: ConnectionInfo, *, options: ClientOptions | None = None, credential: Credential | None = None
+    ) -> Self:
+        """A factory for the exchange that `info` tells of. `credential` takes the place of its Authorization header."""
+        factory = cls(info.urls[0], auth_method=info.auth_method)
         factory.connection_info = info
         factory.options = options or ClientOptions()
+        if credential is not None:
+            factory._credential = credential
         return factory
 
     async def create_transport(
@@ -319,8 +376,18 @@ class HttpExchangeFactory(ExchangeFactory):
     ) -> HttpExchangeTransport:
         """See `ExchangeFactory`."""
         return await HttpExchangeTransport.new(
-            connection_info=self.connection_info, mailbox_id=mailbox_id, name=name, options=self.options
+            connection_info=self.connection_info,
+            mailbox_id=mailbox_id,
+            name=name,
+            registration=registration,
+            options=self.options,
+            credential=self._credential,
         )
+
+    async def console(self) -> HttpExchangeConsole:
+        """With which to share mailboxes. Raises as `create_transport`."""
+        transport = await self.create_transport(UserId.new("console"))  # which gets no mailbox
+        return HttpExchangeConsole(transport._channel, self)
 
     def __repr__(self) -> str:
         """The URLs, no secrets."""

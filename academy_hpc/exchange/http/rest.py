@@ -26,10 +26,12 @@ from academy_hpc.errors import (
     ExchangeUnavailableError,
     ExchangeUnreachableError,
     MailboxTerminatedError,
+    UnauthorizedError,
 )
 from academy_hpc.exchange.http import wire
 from academy_hpc.exchange.http.connection import ConnectionInfo
-from academy_hpc.exchange.http.dial import DIAL_S, ClientOptions, new_session
+from academy_hpc.exchange.http.credential import Credential
+from academy_hpc.exchange.http.dial import DIAL_S, ClientOptions, new_session, reason
 from academy_hpc.exchange.transport import OnEnd, OnMessage
 from academy_hpc.identifiers import AgentId, EntityId
 from academy_hpc.message import Message, parse_message
@@ -46,16 +48,25 @@ REOPEN_S = 0.02
 SILENCE_S = 60.0
 # Answers after which the exchange has surely not done what was asked, so that asking again can't double it.
 _AGAIN = frozenset({429, 502, 503})
+# What a proxy answers when it has waited for the exchange in vain: what can't be doubled is asked for again.
+_UNKNOWN = frozenset({408, 504})
 
 
 class RestChannel:
     """One entity's traffic by REST requests, and an event stream for what arrives."""
 
     def __init__(
-        self, info: ConnectionInfo, options: ClientOptions, entity: EntityId, *, url: str | None = None
+        self,
+        info: ConnectionInfo,
+        options: ClientOptions,
+        entity: EntityId,
+        *,
+        url: str | None = None,
+        credential: Credential | None = None,
     ) -> None:
         self._info = info
         self._options = options
+        self._credential = credential
         self._entity = entity
         self._session = new_session(info, options)
         self._url = (url or info.urls[0]).rstrip("/")
@@ -65,7 +76,10 @@ class RestChannel:
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """See `Channel`."""
-        return await getattr(self, f"_{method}")(*arguments)
+        operation = getattr(self, f"_{method}", None)
+        if operation is None:
+            raise BadRequestError(f"This exchange has no stream, and so no operation {method!r}.")
+        return await operation(*arguments)
 
     async def post(
         self,
@@ -172,14 +186,20 @@ class RestChannel:
         """The answer or an error, and whether asking again is safe and may help."""
         try:
             async with asyncio.timeout(self._options.request_timeout_s):
-                async with self._session.request(method, self._url + path, **_json(fields)) as response:
+                body, headers = _json(fields), await self._headers()
+                async with self._session.request(method, self._url + path, data=body, headers=headers) as response:
                     if response.status == 200:
                         data = await response.read()
                         return (json.loads(data) if data else None), False
                     text = await response.text()
-                    return _refusal(response.status, text, entity), response.status in _AGAIN
-        except aiohttp.ClientConnectorError as error:
-            return ExchangeUnreachableError({self._url: str(error)}), True
+                    again = response.status in (_AGAIN if method == "PUT" else _AGAIN | _UNKNOWN)
+                    return _refusal(response.status, text, entity), again or await self._renewed(text, headers)
+        except UnauthorizedError as error:
+            return error, False
+        except ExchangeUnavailableError as error:  # who gives out tokens does not answer: nothing was sent
+            return error, True
+        except (aiohttp.ClientConnectorError, aiohttp.ServerFingerprintMismatch) as error:
+            return ExchangeUnreachableError({self._url: reason(error)}), True
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             return ExchangeUnavailableError(f"{method} {self._url}{path}: {_reason(error)}"), method != "PUT"
 
@@ -213,13 +233,33 @@ class RestChannel:
         url = self._url + wire.LISTEN_PATH
         try:
             silence = aiohttp.ClientTimeout(total=None, sock_connect=DIAL_S, sock_read=SILENCE_S)
-            async with self._session.get(url, **_json(_mailbox(self._entity)), timeout=silence) as response:
+            body, headers = _json(_mailbox(self._entity)), await self._headers()
+            async with self._session.get(url, data=body, headers=headers, timeout=silence) as response:
+                if response.status == 429:  # of a proxy: a listener is never one too many for an exchange
+                    raise ExchangeUnavailableError(f"GET {url}: answered 429")
                 if response.status != 200:
-                    raise _refusal(response.status, await response.text(), self._entity)
+                    text = await response.text()
+                    if await self._renewed(text, headers):
+                        raise ExchangeUnavailableError(f"GET {url}: {text}")
+                    raise _refusal(response.status, text, self._entity)
                 async for text in read_events(response.content.iter_any()):
                     self._received(text, on_message)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ExchangeUnavailableError(f"GET {url}: {_reason(error)}") from error
+
+    async def _headers(self) -> dict[str, str]:
+        """Of one request. Raises UnauthorizedError."""
+        headers = self._info.headers
+        if self._credential is not None:
+            headers = self._info.headers_with(await self._credential.authorization())
+        return headers | {"Content-Type": "application/json"}
+
+    async def _renewed(self, answer: str, headers: dict[str, str]) -> bool:
+        """Whether there is another token than the one that the exchange has refused with this answer."""
+        if self._credential is None or not answer.startswith("Token "):  # the other refusals are about rights
+            return False
+        shown = headers["Authorization"]
+        return await self._credential.authorization(refused=shown) != shown
 
     def _received(self, text: str, on_message: OnMessage) -> None:
         try:
@@ -249,14 +289,14 @@ async def read_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[str]:
                 data = []
 
 
-def _json(fields: dict[str, Any]) -> dict[str, Any]:
+def _json(fields: dict[str, Any]) -> io.BytesIO:
     """The body of a request. As a file: aiohttp writes those in pieces, and warns of large bytes."""
-    return {"data": io.BytesIO(msgspec.json.encode(fields)), "headers": {"Content-Type": "application/json"}}
+    return io.BytesIO(msgspec.json.encode(fields))
 
 
 def _reason(error: Exception) -> str:
     # Not the repr: aiohttp's errors show the request in it, with its Authorization header.
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {reason(error)}"
 
 
 def _mailbox(entity: EntityId) -> dict[str, Any]:

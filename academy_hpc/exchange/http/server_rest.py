@@ -18,6 +18,7 @@ import msgspec
 from aiohttp import web
 
 from academy_hpc.delivery import Delivery, Window
+from academy_hpc.directory import Caller, Effects
 from academy_hpc.errors import (
     AcademyError,
     BadRequestError,
@@ -30,7 +31,6 @@ from academy_hpc.exchange.http.wire import decode_entity, decode_fields
 from academy_hpc.exchange.service import ExchangeService
 from academy_hpc.identifiers import EntityId
 from academy_hpc.message import Message, UserErrorResponse, encode_body, parse_message
-from academy_hpc.registry import Caller, Effects
 from academy_hpc.serialization import error_json
 
 __all__ = ["ROUTES", "RestSessions"]
@@ -250,18 +250,22 @@ class _Feed(NamedTuple):
 
 
 async def _write_events(feed: _Feed, timeout_s: float) -> None:
-    """Until the mailbox has been silent for `timeout_s`, or another listener or the end of the mailbox comes."""
+    """Until the mailbox has been silent for `timeout_s`, or another listener or the end of the mailbox comes.
+
+    Or until the caller's right has to be looked at again: the next stream, which comes at once, is asked for its token.
+    """
+    expires_s = math.inf if feed.caller.expires_s is None else feed.caller.expires_s
     deadline = time.monotonic() + timeout_s
-    while feed.listener.ended is None:
+    while feed.listener.ended is None and time.monotonic() < expires_s:
         if deliveries := await feed.rest.take(feed.entity, feed.listener, Window()):
             await feed.response.write(b"".join([await _event(feed, delivery.message) for delivery in deliveries]))
             await feed.rest.delivered(feed.entity, feed.listener, [delivery.seq for delivery in deliveries])
             deadline = time.monotonic() + timeout_s
             continue
         try:
-            await feed.listener.wait(max(0.0, min(PING_S, deadline - time.monotonic())))
+            await feed.listener.wait(max(0.0, min(PING_S, min(deadline, expires_s) - time.monotonic())))
         except TimeoutError:
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= min(deadline, expires_s):
                 return
             await feed.response.write(b": ping\r\n\r\n")
 

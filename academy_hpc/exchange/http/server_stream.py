@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from aiohttp import ClientConnectionResetError, WSCloseCode, WSMsgType, web
 
 from academy_hpc.delivery import Window
+from academy_hpc.directory import Caller, Effects
 from academy_hpc.errors import AcademyError, BadRequestError, RefusedError, StoreError
-from academy_hpc.exchange.http import operations
+from academy_hpc.exchange.http.auth import AgentTokens
+from academy_hpc.exchange.http.operations import Operations
 from academy_hpc.exchange.http.wire import (
     BATCH_BYTES,
     UNHURRIED,
@@ -27,6 +31,7 @@ from academy_hpc.exchange.http.wire import (
     Failed,
     FromClient,
     Hello,
+    Present,
     Reply,
     Send,
     Sent,
@@ -36,7 +41,6 @@ from academy_hpc.exchange.http.wire import (
 )
 from academy_hpc.exchange.service import ExchangeService
 from academy_hpc.message import Message
-from academy_hpc.registry import Caller, Effects
 
 __all__ = ["StreamConnection"]
 
@@ -44,6 +48,12 @@ logger = logging.getLogger(__name__)
 
 # Operations that may wait to be written while further ones are read.
 OUTBOX_LIMIT = 10_000
+# Frames that may wait for the store while further ones are read.
+FRAMES_LIMIT = 32
+# After working for this long, in one frame or in many, a connection lets the others be heard.
+TURN_S = 0.01
+# A right that ends at once is not asked for more often than this.
+SHORTEST_RIGHT_S = 1.0
 
 
 class _Attached:
@@ -58,13 +68,26 @@ class StreamConnection:
     """Reads operations, hands them to the service, and writes what comes back in batches, once a loop turn."""
 
     def __init__(
-        self, socket: web.WebSocketResponse, service: ExchangeService, caller: Caller, *, durable: bool
+        self,
+        socket: web.WebSocketResponse,
+        service: ExchangeService,
+        caller: Caller,
+        agents: AgentTokens,
+        *,
+        authenticate: Callable[[], Awaitable[Caller]],
+        durable: bool,
     ) -> None:
         self._socket = socket
         self._service = service
+        self._operations = Operations(service, agents)
+        self._agents = agents
         self._caller = caller
+        self._authenticate = authenticate
+        self._callers: dict[uuid.UUID, Caller] = {}  # agents that presented a token of their own
         self._attached: dict[uuid.UUID, _Attached] = {}
         self._outbox: deque[Any] = deque()
+        self._busy_s = 0.0  # worked since the others were heard
+        self._finishing: deque[asyncio.Task[None]] = deque()
         self._ready: dict[uuid.UUID, None] = {}  # mailboxes with something to take, in order
         self._wake, self._written = asyncio.Event(), asyncio.Event()
         self._unhurried: list[int] = []  # sends that are stored, which nobody waits to hear
@@ -75,10 +98,9 @@ class StreamConnection:
         """Serve until either side closes. What was not acknowledged waits for the next listener."""
         await self._socket.send_bytes(encode_operations([self._hello]))
         writer = asyncio.create_task(self._write())
+        renewal = asyncio.create_task(self._renew())
         try:
             await self._read()
-        except StoreError:
-            await self._socket.close(code=WSCloseCode.INTERNAL_ERROR)
         except BadRequestError as error:
             logger.warning("closing a stream: %s", error)
             await self._socket.close(code=WSCloseCode.PROTOCOL_ERROR, message=b"malformed frame")
@@ -88,8 +110,9 @@ class StreamConnection:
                 self._service.detach(uid, self, attached.session)
             if self._timer is not None:
                 self._timer.cancel()
+            renewal.cancel()
             writer.cancel()
-            await asyncio.wait([writer])
+            await asyncio.wait([writer, renewal])
             if not writer.cancelled() and (failure_of_writer := writer.exception()) is not None:
                 logger.error("a stream could not be written to", exc_info=failure_of_writer)
 
@@ -100,6 +123,17 @@ class StreamConnection:
             await self._socket.close(code=WSCloseCode.GOING_AWAY)
         except (ConnectionError, RuntimeError):  # it was closed already
             pass
+
+    async def _renew(self) -> None:
+        """Ask again whether the token is good, whenever that may have changed; without it the connection ends."""
+        while self._caller.expires_s is not None:
+            await asyncio.sleep(max(SHORTEST_RIGHT_S, self._caller.expires_s - time.monotonic()))
+            try:
+                self._caller = await self._authenticate()
+            except AcademyError as error:  # the client opens another one, with a new token if it has one
+                logger.info("closing a stream: %s", error)
+                await self._socket.close(code=WSCloseCode.POLICY_VIOLATION)
+                return
 
     # As a Listener of the service
 
@@ -126,20 +160,59 @@ class StreamConnection:
                 await self._written.wait()
 
     async def _handle(self, received: list[FromClient]) -> None:
+        operations = deque(received)
+        while operations:
+            if self._busy_s > TURN_S:
+                await self._let_others()
+            await self._handle_some(operations)
+
+    async def _let_others(self) -> None:
+        """Hear the others, and have written what there is: what takes long to answer has long answers."""
+        self._busy_s = 0.0
+        await asyncio.sleep(0)
+        if self._outbox:
+            await self._written.wait()
+
+    async def _handle_some(self, operations: deque[FromClient]) -> None:
+        """Those for which there is time; they are kept and answered before the others are heard."""
+        start = time.monotonic()
         effects = Effects()
         sent: list[Send] = []
         answers: list[Any] = []
-        for operation in received:
+        while operations:
+            operation = operations.popleft()
             if isinstance(operation, Send):
                 self._send(operation, effects, sent, answers)
             elif isinstance(operation, Acknowledge):
                 self._acknowledge(operation, effects)
+            elif isinstance(operation, Present):
+                self._present(operation)
             else:
                 self._other(operation, effects, answers)
-        await self._service.commit(effects)
+            if time.monotonic() - start > TURN_S:
+                break
+        self._busy_s += time.monotonic() - start
+        committed = self._service.commit(effects)
+        if self._hello.durable:
+            await self._finish_later(self._finish(committed, sent, answers))
+        else:
+            await self._finish(committed, sent, answers)
+
+    async def _finish(self, committed: Awaitable[None], sent: list[Send], answers: list[Any]) -> None:
+        try:
+            await committed
+        except StoreError:
+            await self._socket.close(code=WSCloseCode.INTERNAL_ERROR)
+            return
         self._confirm(sent)
         for answer in answers:
             self._push(answer)
+
+    async def _finish_later(self, finishing: Coroutine[Any, Any, None]) -> None:
+        """While the disk is at work, further frames are read: what they ask for is written together."""
+        self._finishing.append(asyncio.create_task(finishing))
+        while self._finishing and (self._finishing[0].done() or len(self._finishing) >= FRAMES_LIMIT):
+            await self._finishing.popleft()
 
     def _send(self, operation: Send, effects: Effects, sent: list[Send], answers: list[Any]) -> None:
         number = operation.number
@@ -149,7 +222,8 @@ class StreamConnection:
 
         message = Message(operation.header, operation.body)
         try:
-            if self._service.send(message, self._caller, effects, operation.acknowledges, done):
+            caller = self._caller_for(operation.header.src.uid)
+            if self._service.send(message, caller, effects, operation.acknowledges, done):
                 sent.append(operation)
         except RefusedError as error:
             answers.append(Failed(number, *failure(error)))
@@ -172,7 +246,8 @@ class StreamConnection:
                 self._attach(operation, effects)
                 result = None
             else:
-                result = operations.call(self._service, self._caller, effects, operation.method, operation.arguments)
+                caller = self._caller_for(operation.caller)
+                result = self._operations.call(caller, effects, operation.method, operation.arguments)
             answers.append(Reply(operation.call, result))
         except RefusedError as error:
             code, arguments = failure(error)
@@ -180,9 +255,18 @@ class StreamConnection:
 
     def _attach(self, operation: Attach, effects: Effects) -> None:
         uid = operation.entity.uid
-        self._service.attach(operation.entity, self, operation.session, self._caller, effects, resume=operation.resume)
+        caller = self._caller_for(uid)
+        self._service.attach(operation.entity, self, operation.session, caller, effects, resume=operation.resume)
         window = Window(max(1, operation.window_messages), max(1, operation.window_bytes))
         self._attached[uid] = _Attached(operation.session, window)
+
+    def _present(self, operation: Present) -> None:
+        if self._agents.is_good(operation.token, operation.uid):
+            self._callers[operation.uid] = self._service.registry.agent_caller(operation.uid)
+
+    def _caller_for(self, uid: uuid.UUID | None) -> Caller:
+        """By whose right the entity acts on this connection."""
+        return self._caller if uid is None else self._callers.get(uid, self._caller)
 
     def _detach(self, uid: uuid.UUID) -> None:
         attached = self._attached.pop(uid, None)

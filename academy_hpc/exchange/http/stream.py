@@ -25,9 +25,11 @@ from academy_hpc.errors import (
     ExchangeUnreachableError,
     ListenerSupersededError,
     MessageTooLargeError,
+    UnauthorizedError,
 )
 from academy_hpc.exchange.http.connection import ConnectionInfo
-from academy_hpc.exchange.http.dial import ClientOptions, Dialled, NoStreamError, dial, new_session
+from academy_hpc.exchange.http.credential import Credential
+from academy_hpc.exchange.http.dial import ClientOptions, Dialled, NoStreamError, OtherServerError, dial
 from academy_hpc.exchange.http.link import Link
 from academy_hpc.exchange.http.memory import keep_freed_memory
 from academy_hpc.exchange.http.wire import (
@@ -41,6 +43,7 @@ from academy_hpc.exchange.http.wire import (
     Failed,
     FromServer,
     Hello,
+    Present,
     Reply,
     Send,
     Sent,
@@ -48,6 +51,7 @@ from academy_hpc.exchange.http.wire import (
     encode_operations,
     failure_error,
 )
+from academy_hpc.identifiers import EntityId
 from academy_hpc.message import Message
 
 __all__ = ["Stream"]
@@ -75,11 +79,13 @@ class _UnderWay:
 class Stream:
     """The connection of this process to one exchange. Use `acquire` and `release`."""
 
-    _shared: ClassVar[dict[tuple[asyncio.AbstractEventLoop, str, ClientOptions], Stream]] = {}
+    _shared: ClassVar[dict[tuple[asyncio.AbstractEventLoop, str, ClientOptions, Credential | None], Stream]] = {}
 
-    def __init__(self, info: ConnectionInfo, options: ClientOptions) -> None:
+    def __init__(self, info: ConnectionInfo, options: ClientOptions, credential: Credential | None) -> None:
         self._info = info
         self._options = options
+        self._credential = credential
+        self._tokens: dict[EntityId, str] = {}  # of agents that act by a right of their own
         self._users = 0
         self._numbers = 0
         self._links: dict[uuid.UUID, Link] = {}
@@ -94,23 +100,41 @@ class Stream:
         self._pause_s = FIRST_PAUSE_S
         self._opening = asyncio.Lock()
         self._hello: Hello | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._dialled: Dialled | None = None
         self._task: asyncio.Task[None] | None = None
         self._dead: AcademyError | None = None
 
     @classmethod
-    async def acquire(cls, info: ConnectionInfo, options: ClientOptions) -> Stream:
+    async def acquire(
+        cls,
+        info: ConnectionInfo,
+        options: ClientOptions,
+        entity: EntityId,
+        *,
+        token: str | None = None,
+        credential: Credential | None = None,
+    ) -> Stream:
         """The open stream of this process and event loop to the exchange.
+
+        Args:
+            info: Where the exchange is, and what opens it.
+            options: How a client behaves.
+            entity: For whom.
+            token: By whose right it acts, where that is its own.
+            credential: What opens the exchange in place of the Authorization header of `info`.
 
         Raises:
             NoStreamError, UnauthorizedError, ExchangeUnreachableError
         """
-        key = (asyncio.get_running_loop(), info.to_json(), options)
+        key = (asyncio.get_running_loop(), info.to_json(), options, credential)
         stream = cls._shared.get(key)
         if stream is None or stream._dead is not None:
-            stream = cls._shared[key] = cls(info, options)
+            stream = cls._shared[key] = cls(info, options, credential)
         stream._users += 1
         try:
+            if token is not None and stream._tokens.get(entity) != token:
+                stream._tokens[entity] = token
+                stream._push(Present(entity.uid, token))
             await stream._open()
         except BaseException:
             await stream.release()
@@ -134,17 +158,20 @@ class Stream:
             if self._task is not None:
                 self._task.cancel()
                 await asyncio.gather(self._task, return_exceptions=True)
-            if self._session is not None:
-                await self._session.close()
+            if self._dialled is not None:
+                await self._dialled.close()
 
     # For transports
 
-    async def call(self, method: str, *arguments: Any) -> Any:
-        """Do an operation by name; it is asked for again on a new connection, which is safe. Raises AcademyError."""
+    async def call(self, caller: uuid.UUID, method: str, *arguments: Any) -> Any:
+        """Do an operation by name on behalf of an entity.
+
+        It is asked for again on a new connection, which is safe. Raises AcademyError.
+        """
         self._check_alive()
         self._numbers += 1
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        operation = Call(self._numbers, method, list(arguments))
+        operation = Call(self._numbers, method, list(arguments), caller)
         self._calls[self._numbers] = operation, future
         self._push(operation)
         try:
@@ -204,21 +231,31 @@ class Stream:
         async with self._opening:
             if self._task is None:
                 keep_freed_memory()
-                session = new_session(self._info, self._options)
-                try:
-                    dialled = await dial(session, self._info.candidates())
-                except BaseException:
-                    await session.close()
-                    raise
-                self._session, self._hello = session, dialled.hello
+                dialled = self._dialled = await self._dial()
+                self._hello = dialled.hello
                 self._task = asyncio.create_task(self._run(dialled), name="academy_hpc stream")
+
+    async def _dial(self) -> Dialled:
+        """A new connection. Where agents bring their own tokens, any of them opens it."""
+        if self._credential is None:
+            token = next(iter(self._tokens.values()), None)
+            authorization = None if token is None else f"Bearer {token}"
+            return await dial(self._info, self._options, authorization=authorization)
+        authorization = await self._credential.authorization()
+        try:
+            return await dial(self._info, self._options, authorization=authorization)
+        except UnauthorizedError:
+            renewed = await self._credential.authorization(refused=authorization)
+            if renewed == authorization:
+                raise
+            return await dial(self._info, self._options, authorization=renewed)
 
     async def _run(self, dialled: Dialled) -> None:
         try:
             while True:
                 await self._serve(dialled)
                 logger.info("the stream to %s broke; connecting again", dialled.url)
-                dialled = await self._redial()
+                dialled = self._dialled = await self._redial()
         except asyncio.CancelledError:  # nobody may wait for a stream that is gone
             self._die(ExchangeUnavailableError("The connection to the exchange was closed."))
             raise
@@ -242,32 +279,41 @@ class Stream:
         finally:
             if writer is not None:
                 writer.cancel()
-            await dialled.socket.close()
+            await dialled.close()
         await asyncio.wait([writer])
         if not writer.cancelled():
             writer.result()  # what it raised is a bug of ours that another connection would meet again
 
     async def _redial(self) -> Dialled:
-        assert self._session is not None  # set before the first connection
         until = time.monotonic() + self._options.reconnect_s
         while True:
             # Before the first try, too: a connection that breaks as soon as it stands must not become a storm.
             await asyncio.sleep(self._pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
             try:
-                return await dial(self._session, self._info.candidates())
+                return await self._dial()
             except NoStreamError as error:  # something else answers there meanwhile
-                failure = ExchangeUnreachableError({str(error): "answered, and not as an exchange does"})
-            except ExchangeUnreachableError as error:
+                failure: AcademyError = ExchangeUnreachableError({str(error): "answered, and not as an exchange does"})
+            except OtherServerError as error:
+                self._check_not_replaced(error.others)
+                failure = error
+            except ExchangeUnavailableError as error:  # the exchange, or who gives out tokens for it
                 failure = error
             if time.monotonic() + self._pause_s > until:
                 raise failure
+
+    def _check_not_replaced(self, others: tuple[str, ...]) -> None:
+        """Where another server has the place of an exchange in memory, ours has ended, and took all it had along."""
+        if self._dialled is not None and not self._dialled.hello.durable and self._dialled.url in others:
+            raise ExchangeChangedError(self._dialled.url)
 
     def _start_over(self, dialled: Dialled) -> None:
         """Write on the new connection: mailboxes first, then all that has no answer, in its old order."""
         if self._hello is not None and dialled.hello.exchange != self._hello.exchange:
             raise ExchangeChangedError(dialled.url)
         self._outbox.clear()
+        for entity, token in self._tokens.items():
+            self._push(Present(entity.uid, token))
         attaching = dict(self._attaching.values())
         self._attaching.clear()
         for link in self._links.values():

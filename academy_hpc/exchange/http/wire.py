@@ -57,6 +57,7 @@ __all__ = [
     "ListenFields",
     "MailboxFields",
     "MessageFields",
+    "Present",
     "Reply",
     "Send",
     "Sent",
@@ -194,14 +195,33 @@ class Acknowledge(msgspec.Struct, array_like=True, tag=4):
 
 
 class Call(msgspec.Struct, array_like=True, tag=5):
-    """Any other operation, by name."""
+    """Any other operation, by name. ``caller``: on behalf of which entity."""
 
     call: int
     method: str
     arguments: list[Any]
+    caller: uuid.UUID | None = None
 
 
-FromClient = Attach | Detach | Send | Acknowledge | Call
+class Present(msgspec.Struct, array_like=True, tag=6):
+    """What the entity `uid` does on this connection from now on, it does by right of this agent's token.
+
+    Without it, by right of the token that opened the connection.
+    """
+
+    uid: uuid.UUID
+    token: str
+
+    def __repr__(self) -> str:
+        """Without the token."""
+        return f"Present({self.uid})"
+
+    def __rich_repr__(self) -> list[Any]:
+        """The same for rich, which would otherwise show all fields of a Struct."""
+        return [self.uid]
+
+
+FromClient = Attach | Detach | Send | Acknowledge | Call | Present
 
 
 # The stream: server to client
@@ -340,6 +360,5 @@ def error_from_status(
         return make_error("MESSAGE_TOO_LARGE", [size, limit])
     if status == 429:
         return make_error("MAILBOX_FULL", [entity if entity is not None else text, 0])
-    if status >= 500:
-        return ExchangeUnavailableError(f"The exchange answered {status}: {text[:200]}")
-    return BadRequestError(f"The exchange answered {status}: {text[:200]}")
+    answer = f"The exchange answered {status}: {' '.join(text.split())[:200]}"  # a proxy may answer with a page
+    return ExchangeUnavailableError(answer) if status >= 500 or status == 408 else BadRequestError(answer)
