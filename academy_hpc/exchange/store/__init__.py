@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from academy_hpc.changes import Change, Snapshot
@@ -21,12 +21,13 @@ class Store(Protocol):
     def load(self) -> Snapshot:
         """All changes written so far, put together. Called before the first write of an exchange's life."""
 
-    async def write(self, changes: Sequence[Change]) -> None:
-        """Return once all of `changes` are kept, as durably as this store keeps anything; all of them or none.
+    def write(self, changes: Sequence[Change]) -> Awaitable[None]:
+        """Done once all of `changes` are kept, as durably as this store keeps anything; all of them or none.
 
-        Changes of one call, and calls one after another, take effect in order. Removing what is not there is
-        harmless. When the call is cancelled the changes are kept or not, but never in part.
+        Changes of one call, and calls one after another, take effect in order, and are done in this order. Removing
+        what is not there is harmless. Whoever stops waiting changes nothing. Raises StoreError when awaited.
         """
+        ...
 
     async def close(self) -> None:
         """Let go of files and connections; what was written stays."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any
 
 from academy_hpc.changes import (
     Change,
+    DeadRemoved,
     MailboxCreated,
     MailboxRow,
     MailboxTerminated,
+    MessageDied,
     MessagesRemoved,
     MessageStored,
     RequestAnswered,
@@ -19,8 +21,20 @@ from academy_hpc.changes import (
     ShareChanged,
     Snapshot,
 )
+from academy_hpc.repeats import RecentIds
 
 __all__ = ["MemoryStore"]
+
+
+class _Done:
+    """Nothing to wait for."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return
+        yield
+
+
+_DONE = _Done()
 
 
 class MemoryStore:
@@ -36,6 +50,8 @@ class MemoryStore:
         self._messages: dict[uuid.UUID, dict[int, MessageStored]] = {}
         self._pending: dict[uuid.UUID, dict[uuid.UUID, RequestPending]] = {}
         self._tombstones: dict[uuid.UUID, None] = {}
+        self._recent = RecentIds()
+        self._dead: dict[uuid.UUID, dict[uuid.UUID, MessageDied]] = {}
         self._apply: dict[type[Change], Callable[[Any], None]] = {
             MailboxCreated: self._create,
             MailboxTerminated: self._terminate,
@@ -45,6 +61,8 @@ class MemoryStore:
             RequestAnswered: self._answer,
             SessionStarted: self._start_session,
             ShareChanged: self._share,
+            MessageDied: self._die,
+            DeadRemoved: self._revive,
         }
 
     @property
@@ -67,12 +85,14 @@ class MemoryStore:
         ]
         messages = [stored for table in self._messages.values() for stored in table.values()]
         pending = [request for requests in self._pending.values() for request in requests.values()]
-        return Snapshot(rows, messages, pending, list(self._tombstones))
+        dead = [letter for letters in self._dead.values() for letter in letters.values()]
+        return Snapshot(rows, messages, pending, list(self._tombstones), list(self._recent.items()), dead)
 
-    async def write(self, changes: Sequence[Change]) -> None:
-        """See `Store`. Never suspends."""
+    def write(self, changes: Sequence[Change]) -> Awaitable[None]:
+        """See `Store`. Done when it returns."""
         for change in changes:
             self._apply[type(change)](change)
+        return _DONE
 
     async def close(self) -> None:
         """See `Store`."""
@@ -84,6 +104,7 @@ class MemoryStore:
     def _store(self, change: MessageStored) -> None:
         self._messages.setdefault(change.uid, {})[change.seq] = change
         self._last_seqs[change.uid] = change.seq
+        self._recent.add(change.message.header)
 
     def _remove(self, change: MessagesRemoved) -> None:
         messages = self._messages.get(change.uid, {})
@@ -107,9 +128,19 @@ class MemoryStore:
     def _share(self, change: ShareChanged) -> None:
         self._groups[change.uid] = change.groups
 
+    def _die(self, change: MessageDied) -> None:
+        self._dead.setdefault(change.uid, {})[change.message.tag] = change
+
+    def _revive(self, change: DeadRemoved) -> None:
+        letters = self._dead.get(change.uid, {})
+        for tag in change.tags:
+            letters.pop(tag, None)
+
     def _terminate(self, change: MailboxTerminated) -> None:
-        for table in (self._mailboxes, self._last_seqs, self._sessions, self._groups, self._messages, self._pending):
+        rows: tuple[dict[uuid.UUID, Any], ...] = (self._mailboxes, self._last_seqs, self._sessions, self._groups)
+        for table in (*rows, self._messages, self._pending, self._dead):
             table.pop(change.uid, None)
+        self._recent.forget(change.uid)
         self._tombstones[change.uid] = None
         if len(self._tombstones) > self._limit:
             del self._tombstones[next(iter(self._tombstones))]
