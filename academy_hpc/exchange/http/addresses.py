@@ -91,7 +91,7 @@ def address_of_interface(name: str, local: Iterable[LocalAddress], *, version: i
 
 
 def advertised_urls(
-    bound: str, port: int, local: Iterable[LocalAddress], *, address: str | None = None
+    bound: str, port: int, local: Iterable[LocalAddress], *, address: str | None = None, tls: bool = False
 ) -> tuple[str, ...]:
     """The base URLs under which a server can be reached, the most useful first, loopback last.
 
@@ -100,6 +100,7 @@ def advertised_urls(
         port: Its TCP port.
         local: What `local_addresses` said.
         address: A host name or address to put first, such as the far end of a tunnel.
+        tls: Whether it speaks https.
 
     Raises:
         ExchangeStartError: `address` is neither a host name nor an address that others could use.
@@ -107,7 +108,8 @@ def advertised_urls(
     own = ip_address(bound.partition("%")[0])
     hosts = [own] if not own.is_unspecified else _reachable_through_wildcard(own, local)
     first = [] if address is None else [_checked_host(address)]
-    return tuple(dict.fromkeys(f"http://{host}:{port}" for host in [*first, *map(_bracketed, hosts)]))
+    scheme = "https" if tls else "http"
+    return tuple(dict.fromkeys(f"{scheme}://{host}:{port}" for host in [*first, *map(_bracketed, hosts)]))
 
 
 def _reachable_through_wildcard(

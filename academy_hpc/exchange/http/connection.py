@@ -6,20 +6,23 @@ pickled object would fail in the middle of an import.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 import msgspec
 
 from academy_hpc.errors import ConnectionInfoError
+from academy_hpc.exchange.http.origin import ServerOrigin
 from academy_hpc.exchange.http.private_file import read_private, write_private
 
-__all__ = ["CONNECTION_VARIABLE", "ConnectionInfo", "boot_id"]
+__all__ = ["CONNECTION_VARIABLE", "ConnectionInfo"]
 
 CONNECTION_VARIABLE = "ACADEMY_HPC_CONNECTION"
 """Environment variable with the *path* of a connection file. Others can often read a job's environment, so the
@@ -40,12 +43,14 @@ class ConnectionInfo(msgspec.Struct, frozen=True):
     Attributes:
         urls: Candidate base URLs, the most useful first; not all need to be reachable from everywhere.
         headers: What any HTTP client must send with each request, such as ``Authorization``. `repr` hides the values.
-        fingerprint: SHA-256 of the server's certificate in lower-case hexadecimal; None where nothing is pinned.
+        fingerprint: SHA-256 of the server's certificate in lower-case hexadecimal, for URLs that are all https://;
+            None where nothing is pinned.
         trust_env: Whether proxy variables (``http_proxy`` and the like) apply. Off for spawned exchanges: sites
             export them for the way to the internet, and they break calls inside the machine.
-
-        boot_id: Which machine, since when it was started, the exchange runs on; None: not known. Its loopback addresses
-            lead to it there alone: elsewhere, a stranger may listen on them.
+        server: Where the exchange runs; None: not known. Its loopback addresses lead to it there alone: elsewhere, a
+            stranger may listen on them.
+        proof: Whether a server at an http:// URL has to prove that it knows the token before it is shown the token.
+        auth_method: ``"globus"``: everybody shows a token of their own, of Globus Auth; None: the headers are all.
 
     Raises:
         ConnectionInfoError: A field is malformed. The text never repeats a header's value.
@@ -55,7 +60,9 @@ class ConnectionInfo(msgspec.Struct, frozen=True):
     headers: dict[str, str] = {}
     fingerprint: str | None = None
     trust_env: bool = False
-    boot_id: str | None = None
+    server: ServerOrigin | None = None
+    proof: bool = False
+    auth_method: Literal["globus"] | None = None
 
     def __post_init__(self) -> None:
         """Check the fields, and take copies that nobody else holds."""
@@ -65,6 +72,12 @@ class ConnectionInfo(msgspec.Struct, frozen=True):
         msgspec.structs.force_setattr(self, "headers", _checked_headers(self.headers))
         if self.fingerprint is not None and not _FINGERPRINT.fullmatch(self.fingerprint):
             raise ConnectionInfoError("The fingerprint of connection info is 64 lower-case hexadecimal digits.")
+        if self.fingerprint is not None and not all(url.startswith("https://") for url in self.urls):
+            raise ConnectionInfoError(
+                "Connection info with a fingerprint has https:// URLs only: http:// has no certificate to check."
+            )
+        if self.auth_method is not None and not all(_hides_tokens(url) for url in self.urls):
+            raise ConnectionInfoError("A Globus token is sent to https:// URLs only, or to this machine's loopback.")
 
     def __repr__(self) -> str:
         """All but the header values."""
@@ -78,9 +91,26 @@ class ConnectionInfo(msgspec.Struct, frozen=True):
 
     def candidates(self) -> tuple[str, ...]:
         """The URLs to try from here: those of loopback only on the machine that they are meant for, or if all are."""
-        if self.boot_id is None or self.boot_id == boot_id():
+        if self.server is None or self.server.may_be_here:
             return self.urls
         return tuple(url for url in self.urls if not _is_loopback(url)) or self.urls
+
+    def headers_with(self, authorization: str) -> dict[str, str]:
+        """The headers with another value of Authorization."""
+        return self.without_token().headers | {"Authorization": authorization}
+
+    def without_token(self) -> Self:
+        """The same without its Authorization header: for those who have a token of their own."""
+        headers = {name: value for name, value in self.headers.items() if name.lower() != "authorization"}
+        return msgspec.structs.replace(self, headers=headers)
+
+    def for_globus(self) -> Self:
+        """What to give to others at an exchange with Globus Auth. It holds no secret: everybody has a token of theirs.
+
+        Raises:
+            ConnectionInfoError: The exchange has an http:// URL that is not of loopback.
+        """
+        return msgspec.structs.replace(self.without_token(), auth_method="globus", proof=False)
 
     def to_json(self) -> str:
         """Versioned JSON text, with the secrets: it belongs in a private file or an encrypted channel."""
@@ -99,7 +129,7 @@ class ConnectionInfo(msgspec.Struct, frozen=True):
             _check_heading(msgspec.json.decode(text))
             return msgspec.json.decode(text, type=cls)
         # msgspec names the place and the type, never a value; UnicodeDecodeError would quote the text.
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise ConnectionInfoError(f"This text is no connection info: {error}.") from None
         except UnicodeDecodeError:
             raise ConnectionInfoError("This text is no connection info: it is not UTF-8.") from None
@@ -115,24 +145,50 @@ class ConnectionInfo(msgspec.Struct, frozen=True):
         except OSError as error:
             raise ConnectionInfoError(f"Can't write the connection file {os.fspath(path)}: {error}.") from error
 
+    @contextlib.contextmanager
+    def kept_at(self, path: str | os.PathLike[str] | None) -> Iterator[None]:
+        """Keep the file form for the ``with`` block; what another exchange has put in its place by then stays.
+
+        Args:
+            path: Where; None: write nothing.
+
+        Raises:
+            ConnectionInfoError: See `write`.
+        """
+        if path is None:
+            yield
+            return
+        self.write(path)
+        owner = os.getpid()
+        try:
+            yield
+        finally:
+            # A forked copy of this program leaves the file to the original. A file that can't be read is not ours.
+            if os.getpid() == owner:
+                with contextlib.suppress(OSError, ValueError):
+                    if read_private(path) == self.to_json() + "\n":
+                        Path(path).expanduser().unlink()
+
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
         """The connection info in the file that `write` made.
 
         Raises:
-            ConnectionInfoError: No such file; it or its directory is open to others, not ours, or a link; or it
-                holds something else.
+            ConnectionInfoError: No such file; it or its directory is open to others, not ours, or a link; it holds
+                something else; or its exchange ran on this machine and has ended.
         """
         try:
-            text = read_private(path)
+            text, written = read_private(path), Path(path).expanduser().stat().st_mtime
         except UnicodeDecodeError:
             raise ConnectionInfoError(f"{os.fspath(path)} is no connection file: it is not UTF-8.") from None
         except (OSError, ValueError) as error:
             raise ConnectionInfoError(f"Can't read the connection file {os.fspath(path)}: {error}.") from error
         try:
-            return cls.from_json(text)
+            info = cls.from_json(text)
         except ConnectionInfoError as error:
             raise ConnectionInfoError(f"{os.fspath(path)}: {error}") from None
+        _check_runs(info, path, written=written)
+        return info
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
@@ -156,12 +212,19 @@ class ConnectionInfo(msgspec.Struct, frozen=True):
         return cls.read(path)
 
 
-def boot_id() -> str | None:
-    """What Linux calls this run of this machine; None where it has no name."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return None
+def _check_runs(info: ConnectionInfo, path: str | os.PathLike[str], *, written: float) -> None:
+    why = None if info.server is None else info.server.ended()
+    if info.server is None or why is None:
+        return
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(written))
+    raise ConnectionInfoError(
+        f"{os.fspath(path)} is the file of an exchange that has ended: it served on {info.server.host} since {since}, "
+        f"and {why}. Start an exchange and use its connection file; this one can be removed."
+    )
+
+
+def _hides_tokens(url: str) -> bool:
+    return url.startswith("https://") or _is_loopback(url)
 
 
 def _is_loopback(url: str) -> bool:

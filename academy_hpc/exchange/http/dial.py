@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import aiohttp
 import msgspec
 
 from academy_hpc.errors import AcademyError, ExchangeUnreachableError, UnauthorizedError
+from academy_hpc.exchange.http.challenge import CHALLENGE_HEADER, PROOF_HEADER, UNPROVED, Challenge
 from academy_hpc.exchange.http.connection import ConnectionInfo
+from academy_hpc.exchange.http.connector import Connector
 from academy_hpc.exchange.http.wire import (
     HEARTBEAT_S,
     STREAM_PATH,
     STREAM_PROTOCOL,
+    WHOAMI_PATH,
     Hello,
     decode_from_server,
 )
 
-__all__ = ["DIAL_S", "ClientOptions", "Dialled", "NoStreamError", "dial", "new_session"]
+__all__ = ["DIAL_S", "ClientOptions", "Dialled", "NoStreamError", "OtherServerError", "dial", "new_session", "reason"]
 
 DIAL_S = 10.0
 # How long the exchange may take to say good-bye.
 CLOSE_S = 1.0
+
+# Set in a task that has had a proof: what it sends next is for the other end of that connection alone.
+_proved: ContextVar[bool] = ContextVar("proved", default=False)
 
 
 class ClientOptions(msgspec.Struct, frozen=True):
     """How a client behaves.
 
     Attributes:
-        ssl_verify: None or True: as the certificate authorities say; False: not at all.
+        ssl_verify: None or True: as the certificate authorities say; False: not at all. Where a fingerprint is known,
+            it alone counts.
         reconnect_s: Seconds for which a broken connection is tried again before calls fail.
         request_timeout_s: Seconds that one REST request may take.
     """
@@ -46,6 +55,12 @@ class Dialled(msgspec.Struct, frozen=True):
     url: str
     socket: Any  # aiohttp.ClientWebSocketResponse
     hello: Hello
+    session: Any  # aiohttp.ClientSession
+
+    async def close(self) -> None:
+        """Close the stream. More than once does no harm."""
+        await self.socket.close()
+        await self.session.close()
 
 
 class NoStreamError(AcademyError):
@@ -54,28 +69,67 @@ class NoStreamError(AcademyError):
     code = "NO_STREAM"
 
 
+class OtherServerError(ExchangeUnreachableError):
+    """What answers at `others` is not the exchange of the connection info: it lacks its certificate, or its token."""
+
+    def __init__(self, attempts: dict[str, str], others: tuple[str, ...]) -> None:
+        super().__init__(attempts)
+        self.others = others
+
+
+class _Other(str):
+    """Why what answers at a URL is not the exchange."""
+
+    __slots__ = ()
+
+
 def new_session(info: ConnectionInfo, options: ClientOptions) -> aiohttp.ClientSession:
-    """A session that sends the headers of `info` and checks the server as it says."""
+    """A session that checks the server as `info` says. It sends no header of `info` by itself."""
     verify: ssl.SSLContext | aiohttp.Fingerprint | bool = options.ssl_verify is not False
     if info.fingerprint is not None:
         verify = aiohttp.Fingerprint(bytes.fromhex(info.fingerprint))
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_create_start.append(_refuse_if_proved)
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=verify, limit=0),
-        headers=info.headers,
+        connector=Connector(verify),
         trust_env=info.trust_env,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=DIAL_S),
+        trace_configs=[trace],
     )
 
 
-async def dial(session: aiohttp.ClientSession, urls: tuple[str, ...]) -> Dialled:
-    """Open a stream at the first of `urls` that answers as an exchange.
+async def _refuse_if_proved(session: object, context: object, parameters: object) -> None:
+    if _proved.get():
+        raise aiohttp.ClientConnectionError("the connection broke")
+
+
+async def dial(info: ConnectionInfo, options: ClientOptions, *, authorization: str | None = None) -> Dialled:
+    """Open a stream at the first URL of `info` that answers as its exchange; all are tried at once.
+
+    Args:
+        info: Which exchange.
+        options: How to check it.
+        authorization: Value of the Authorization header, in place of that of `info`.
 
     Raises:
         NoStreamError: One answers, and has no stream.
         UnauthorizedError: One answers, and does not accept the token.
+        OtherServerError: Another server answers at some, and the exchange at none.
         ExchangeUnreachableError: None answers; it says what happened at each.
     """
-    pending = {asyncio.create_task(_open(session, url), name=url) for url in dict.fromkeys(urls)}
+    headers = info.headers if authorization is None else info.headers_with(authorization)
+    # A new one: connections to a server that did not prove itself must not be met again in the next try.
+    session = new_session(info, options)
+    try:
+        return await _dial(session, info, headers)
+    except BaseException:
+        await session.close()
+        raise
+
+
+async def _dial(session: aiohttp.ClientSession, info: ConnectionInfo, headers: Mapping[str, str]) -> Dialled:
+    urls = dict.fromkeys(info.candidates())
+    pending = {asyncio.create_task(_open(session, url, headers, info.proof), name=url) for url in urls}
     outcomes: dict[str, Dialled | AcademyError | str] = {}
     try:
         while pending:
@@ -93,37 +147,74 @@ async def dial(session: aiohttp.ClientSession, urls: tuple[str, ...]) -> Dialled
     refusals = [outcome for outcome in outcomes.values() if isinstance(outcome, AcademyError)]
     if refusals:
         raise refusals[0]
-    raise ExchangeUnreachableError({url: str(outcomes[url]) for url in urls})
+    attempts = {url: str(outcomes[url]) for url in urls}
+    if others := tuple(url for url in urls if isinstance(outcomes[url], _Other)):
+        raise OtherServerError(attempts, others)
+    raise ExchangeUnreachableError(attempts)
 
 
-async def _open(session: aiohttp.ClientSession, url: str) -> Dialled | AcademyError | str:
+async def _open(
+    session: aiohttp.ClientSession, url: str, headers: Mapping[str, str], proof: bool
+) -> Dialled | AcademyError | str:
     """The stream; or an error that no other try will mend; or what went wrong, as text."""
     try:
         async with asyncio.timeout(DIAL_S):
+            token = _token(headers)
+            if proof and token and url.startswith("http://"):
+                if not await _proves_itself(session, url, token):
+                    return _Other(UNPROVED)
+                _proved.set(True)
             socket = await session.ws_connect(
                 url.rstrip("/") + STREAM_PATH,
+                headers=headers,
                 protocols=(STREAM_PROTOCOL,),
                 heartbeat=HEARTBEAT_S,
                 timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S),
                 max_msg_size=0,  # the exchange has its own limit, and may be configured to any
             )
-            return await _greet(url, socket)
+            return await _greet(session, url, socket)
     except aiohttp.WSServerHandshakeError as error:
         return _refusal(url, error)
     except TimeoutError:
         return f"no answer within {DIAL_S:.0f} s"
+    except aiohttp.ServerFingerprintMismatch as error:
+        return _Other(reason(error))
     except (aiohttp.ClientError, AcademyError, OSError, ValueError) as error:
-        return str(error) or type(error).__name__
+        return reason(error)
 
 
-async def _greet(url: str, socket: aiohttp.ClientWebSocketResponse) -> Dialled | str:
+async def _proves_itself(session: aiohttp.ClientSession, url: str, token: str) -> bool:
+    """Whether the server at `url` knows `token`, which it is not shown."""
+    challenge = Challenge.new(token, url)
+    question = {CHALLENGE_HEADER: challenge.text}
+    async with session.get(url.rstrip("/") + WHOAMI_PATH, headers=question, allow_redirects=False) as response:
+        if challenge.is_met_by(response.headers.get(PROOF_HEADER)):
+            await response.read()  # so that the connection can be used again
+            return True
+        response.close()
+    return False
+
+
+def _token(headers: Mapping[str, str]) -> str:
+    values = [value for name, value in headers.items() if name.lower() == "authorization"]
+    return values[0].rpartition(" ")[2] if values else ""
+
+
+def reason(error: Exception) -> str:
+    """What went wrong at a URL, for people, in one line and without secrets."""
+    if isinstance(error, aiohttp.ServerFingerprintMismatch):
+        return "another server answers there: its certificate is not the one of this exchange"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+async def _greet(session: aiohttp.ClientSession, url: str, socket: aiohttp.ClientWebSocketResponse) -> Dialled | str:
     dialled = None
     try:
         frame = await socket.receive()
         if frame.type is aiohttp.WSMsgType.BINARY:
             hello, *rest = decode_from_server(frame.data)
             if isinstance(hello, Hello) and not rest:
-                dialled = Dialled(url, socket, hello)
+                dialled = Dialled(url, socket, hello, session)
     finally:  # also when another URL was faster
         if dialled is None:
             await socket.close()
@@ -133,6 +224,6 @@ async def _greet(url: str, socket: aiohttp.ClientWebSocketResponse) -> Dialled |
 def _refusal(url: str, error: aiohttp.WSServerHandshakeError) -> AcademyError | str:
     if error.status in (401, 403):
         return UnauthorizedError(f"{url} answered {error.status}")
-    if error.status in (404, 405):
+    if error.status in (404, 405) and not _proved.get():  # REST would open connections to who knows whom
         return NoStreamError(url)
     return f"answered {error.status}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Handover", "Ready"]
+__all__ = ["Ended", "Handover", "Ready"]
 
 
 class Handover(msgspec.Struct, frozen=True):
@@ -41,7 +41,7 @@ class Handover(msgspec.Struct, frozen=True):
         return [("socket_fd", self.socket_fd), ("parent_pid", self.parent_pid)]
 
 
-class Ready(msgspec.Struct, frozen=True):
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The child serves on the socket.
 
     Attributes:
@@ -53,3 +53,23 @@ class Ready(msgspec.Struct, frozen=True):
     pid: int
     exchange: str
     proof: str
+
+    def __repr__(self) -> str:
+        """Without the proof."""
+        return f"{type(self).__name__}(pid={self.pid}, exchange={self.exchange!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """The same for rich, which would otherwise show all fields of a Struct."""
+        return [("pid", self.pid), ("exchange", self.exchange)]
+
+
+class Ended(msgspec.Struct, frozen=True, tag="ended"):
+    """The child ends on purpose, before or after it served: another start would be of no use.
+
+    An exit code would not do: where the program ignores SIGCHLD, or waits for whatever child ends, it is lost.
+
+    Attributes:
+        why: To follow on a colon.
+    """
+
+    why: str

@@ -9,10 +9,11 @@ from typing import Any
 
 from academy_hpc.errors import ExchangeStartError
 from academy_hpc.exchange.http.addresses import address_of_interface, local_addresses
+from academy_hpc.exchange.http.copies import close_in_copies
 
 __all__ = ["listen"]
 
-BACKLOG = 1024
+BACKLOG = 4096
 """Connections that may wait for the exchange: all agents of a job reconnect at once. The kernel may cap it."""
 
 WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104 compared with, not bound to
@@ -34,7 +35,7 @@ def listen(host: str, port: int, *, interface: str | None = None) -> socket.sock
     if not 0 <= port <= 65535:
         raise ValueError(f"port={port}: a port is a number from 0 to 65535.")
     family, endpoint = _resolve(host, port)
-    listener = _high_descriptor(socket.socket(family, socket.SOCK_STREAM))
+    listener = close_in_copies(_high_descriptor(socket.socket(family, socket.SOCK_STREAM)))
     try:
         # On Linux, this lets a new exchange have the port of one that has just ended, and no two listen at once.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

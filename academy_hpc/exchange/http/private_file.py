@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["read_private", "write_private"]
+__all__ = ["private_directory", "read_private", "write_private"]
 
 MAX_BYTES = 1 << 20
 """More than this is not one of our files, whatever it is."""
@@ -30,7 +30,7 @@ def write_private(path: str | os.PathLike[str], text: str) -> None:
     """
     target = Path(path).expanduser().absolute()
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _private_directory(target.parent) as folder:
+    with private_directory(target.parent) as folder:
         aside = f".{target.name}.{secrets.token_hex(8)}"
         try:
             _write_new(aside, text, folder)
@@ -51,7 +51,7 @@ def read_private(path: str | os.PathLike[str]) -> str:
         ValueError: The file is not UTF-8 text, or too large to be one of ours.
     """
     source = Path(path).expanduser().absolute()
-    with _private_directory(source.parent) as folder:
+    with private_directory(source.parent) as folder:
         # O_NONBLOCK: opening a FIFO that was put in our way must not hang; for a regular file it means nothing.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with open(source.name, "rb", opener=lambda file, _: os.open(file, flags, dir_fd=folder)) as file:
@@ -71,7 +71,7 @@ def _write_new(name: str, text: str, folder: int) -> None:
 
 
 @contextlib.contextmanager
-def _private_directory(directory: Path) -> Iterator[int]:
+def private_directory(directory: Path) -> Iterator[int]:
     """A descriptor of `directory`, checked; what is opened relative to it can't be swapped behind our back."""
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

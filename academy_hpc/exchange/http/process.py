@@ -7,8 +7,10 @@ their locks, and the exchange would carry the memory of the whole program.
 from __future__ import annotations
 
 import contextlib
+import hmac
 import logging
 import os
+import secrets
 import select
 import signal
 import socket
@@ -22,8 +24,9 @@ from typing import IO, Self
 
 import msgspec
 
-from academy_hpc.errors import ExchangeStartError
-from academy_hpc.exchange.http.handover import Handover, Ready
+from academy_hpc.errors import ExchangeStartError, StoreError
+from academy_hpc.exchange.http.handover import Ended, Handover, Ready
+from academy_hpc.exchange.http.tokens import proof
 
 __all__ = ["ExchangeProcess"]
 
@@ -47,7 +50,7 @@ TAIL_LINES = 20
 
 
 class ExchangeProcess:
-    """One exchange process, as a context manager: entering starts it, leaving stops it.
+    """The exchange process, as a context manager: entering starts it, leaving stops the one that runs then.
 
     Entering is the start of the interpreter only; `wait_ready` returns when it serves.
 
@@ -56,37 +59,29 @@ class ExchangeProcess:
     """
 
     def __init__(
-        self, listener: socket.socket, handover: Handover, *, log_path: str | os.PathLike[str] | None = None
+        self,
+        listener: socket.socket,
+        handover: Handover,
+        *,
+        log_path: str | os.PathLike[str] | None = None,
+        lock_fd: int | None = None,
     ) -> None:
         """Store what the process is to be given.
 
         Args:
-            listener: Listening socket; it is the process's from then on, and closed here.
+            listener: Listening socket, of which the process has a copy.
             handover: The rest; its ``socket_fd`` is the number of `listener`.
             log_path: File to which the process appends its log; default: a temporary file without a name.
+            lock_fd: Descriptor that the process is to hold as long as it lives.
         """
-        self._listener = listener
+        self._kept = (listener.fileno(),) if lock_fd is None else (listener.fileno(), lock_fd)
         self._handover = handover
         self._log_path = log_path
         self._owner = os.getpid()
-        self._served = False
-        self._log_told = False
 
     def __enter__(self) -> Self:
         """Start the interpreter and write it the handover."""
-        with self._listener:
-            try:
-                self._log = _open_log(self._log_path)
-                self._log_start = os.fstat(self._log.fileno()).st_size
-            except OSError as error:
-                raise ExchangeStartError(f"The log of the exchange process can't be opened: {error}.") from error
-            try:
-                self._process = _start(self._listener.fileno(), self._log.fileno())
-            except OSError as error:
-                self._log.close()
-                raise ExchangeStartError(f"No process can be started for the exchange: {error}.") from error
-        with contextlib.suppress(BrokenPipeError):  # it has died already; wait_ready says of what
-            self._stdin.write(msgspec.json.encode(self._handover) + b"\n")
+        self._start()
         return self
 
     def __exit__(
@@ -97,37 +92,83 @@ class ExchangeProcess:
             if os.getpid() == self._owner:  # in a forked copy of this program, the process is not ours to stop
                 self._stop()
         finally:
-            for stream in (self._process.stdin, self._process.stdout, self._log):
-                if stream is not None:
-                    stream.close()
+            _close(self._process.stdin, self._process.stdout, self._log)
 
     @property
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
 
-    def wait_ready(self, deadline: float) -> Ready:
-        """Wait until the process says that it serves, and return what it says.
+    def finish(self) -> None:
+        """See to it that the process, which is about to end, has ended."""
+        self.ending()
+        self._process.kill()
+        self._process.wait()
+
+    def restart(self) -> None:
+        """Start another in the place of this one; see `finish`.
+
+        Raises:
+            ExchangeStartError: As on entering; this one is still that which has ended.
+        """
+        self.finish()
+        before = (self._process.stdin, self._process.stdout, self._log)
+        self._handover = msgspec.structs.replace(self._handover, nonce=secrets.token_hex(32))
+        self._start()
+        _close(*before)
+
+    def wait_ready(self, deadline: float, *, cancel_fd: int | None = None) -> Ready:
+        """Wait until the process says that it serves, and proves that it is ours; return what it says.
 
         Args:
             deadline: By `time.monotonic`.
+            cancel_fd: Descriptor that ends the waiting when there is something to read.
 
         Raises:
-            ExchangeStartError: It ended, said something else, or `deadline` passed; with its last log lines.
+            ExchangeStartError: It ended, said something else, `deadline` passed or the waiting was ended; with its last
+                log lines.
+            StoreError: It can't use its state directory.
         """
         line = b""
         while not line.endswith(b"\n"):
-            part = self._read_output(deadline)
+            part = self._read_output(deadline, cancel_fd)
             if not part:
-                raise self.failed(f"ended before it served ({self._ending()})")
+                raise self.failed(f"ended before it served ({self.ending()})")
             line += part
-        self._stdout.close()
         try:
-            ready = msgspec.json.decode(line, type=Ready)
+            ready = msgspec.json.decode(line, type=Ready | Ended)
         except msgspec.DecodeError as error:
             raise self.failed(f"did not answer as one ({error})") from None
+        if isinstance(ready, Ended):
+            self._log_told = True
+            raise StoreError(ready.why)
+        expected = proof(self._handover.server["token"], self._handover.nonce)
+        if not hmac.compare_digest(ready.proof, expected) or ready.pid != self.pid:
+            raise self.failed("did not prove that it holds the token")
         self._served = True
         return ready
+
+    def wait_end(self, cancel_fd: int) -> bool:
+        """Wait until the process has ended. False: there was something to read at `cancel_fd` first."""
+        poll = select.poll()
+        poll.register(self._stdout, 0)  # which the process has open as long as it lives; nothing more comes from it
+        poll.register(cancel_fd, select.POLLIN)
+        return cancel_fd not in {fd for fd, _ in poll.poll()}
+
+    def last_words(self) -> str | None:
+        """Why it ended on purpose, where it did. To be asked once it has ended."""
+        try:
+            return msgspec.json.decode(os.read(self._stdout.fileno(), 1 << 16), type=Ended).why
+        except msgspec.DecodeError:
+            return None
+
+    def ending(self) -> str:
+        """How it ended, in words."""
+        try:
+            code = self._process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            return "it closed its output"
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def failed(self, what: str) -> ExchangeStartError:
         """The error that says that the process `what`, with its last log lines."""
@@ -136,6 +177,22 @@ class ExchangeProcess:
         return ExchangeStartError(
             f"The exchange process {what}. " + (f"Its last log lines:\n{tail}" if tail else "It logged nothing.")
         )
+
+    def _start(self) -> None:
+        try:
+            log_file = _open_log(self._log_path)
+            log_start = os.fstat(log_file.fileno()).st_size
+        except OSError as error:
+            raise ExchangeStartError(f"The log of the exchange process can't be opened: {error}.") from error
+        try:
+            self._process = _run(self._kept, log_file.fileno())
+        except OSError as error:
+            log_file.close()
+            raise ExchangeStartError(f"No process can be started for the exchange: {error}.") from error
+        self._log, self._log_start = log_file, log_start
+        self._served = self._log_told = False
+        with contextlib.suppress(BrokenPipeError):  # it has died already; wait_ready says of what
+            self._stdin.write(msgspec.json.encode(self._handover) + b"\n")
 
     @property
     def _stdin(self) -> IO[bytes]:
@@ -147,24 +204,23 @@ class ExchangeProcess:
         assert self._process.stdout is not None
         return self._process.stdout
 
-    def _read_output(self, deadline: float) -> bytes:
+    def _read_output(self, deadline: float, cancel_fd: int | None) -> bytes:
         # poll, not select: a program with many connections has descriptors past FD_SETSIZE.
         poll = select.poll()
         poll.register(self._stdout, select.POLLIN)
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        if cancel_fd is not None:
+            poll.register(cancel_fd, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000)}
+        if cancel_fd in ready:
+            raise self.failed("is not waited for any longer")
+        if not ready:
             raise self.failed("did not serve in time")
         return os.read(self._stdout.fileno(), 1 << 16)
 
-    def _ending(self) -> str:
-        try:
-            code = self._process.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            return "it closed its output"
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
     def _stop(self) -> None:
         if self._served and self._process.poll() is not None:
-            log.warning("%s", self.failed(f"ended by itself ({self._ending()})"))
+            if not self._log_told:
+                log.warning("%s", self.failed(f"ended by itself ({self.ending()})"))
             return
         try:
             self._process.send_signal(signal.SIGINT if self._served else signal.SIGKILL)
@@ -191,6 +247,12 @@ class ExchangeProcess:
         return "\n".join(text.strip().splitlines()[-TAIL_LINES:])
 
 
+def _close(*files: IO[bytes] | None) -> None:
+    for file in files:
+        if file is not None:
+            file.close()
+
+
 def _open_log(path: str | os.PathLike[str] | None) -> IO[bytes]:
     if path is None:
         return tempfile.TemporaryFile(buffering=0)  # nameless where possible, always 0600
@@ -198,7 +260,7 @@ def _open_log(path: str | os.PathLike[str] | None) -> IO[bytes]:
     return os.fdopen(os.open(path, flags, 0o600), "a+b", buffering=0)
 
 
-def _start(listener_fd: int, log_fd: int) -> subprocess.Popen[bytes]:
+def _run(kept_fds: tuple[int, ...], log_fd: int) -> subprocess.Popen[bytes]:
     if not sys.executable:
         raise FileNotFoundError("sys.executable is empty, so there is no interpreter to start")
     return subprocess.Popen(  # noqa: S603 our own interpreter, no text from outside
@@ -207,7 +269,7 @@ def _start(listener_fd: int, log_fd: int) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=log_fd,
         bufsize=0,
-        pass_fds=(listener_fd,),
+        pass_fds=kept_fds,
         env=_environment(),
         # Ctrl-C in the terminal is for the parent, which may have work to finish before it stops the exchange.
         start_new_session=True,

@@ -17,16 +17,20 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from academy_hpc.exchange.http.handover import Handover, Ready
+from academy_hpc.errors import StoreError
+from academy_hpc.exchange.http.handover import Ended, Handover, Ready
 from academy_hpc.exchange.http.tokens import proof
 
 __all__ = ["LogHandler", "main", "watch_parent"]
 
 log = logging.getLogger("academy_hpc.exchange.http.serve")  # __name__ is __main__ here
+
+STORE_EXIT = os.EX_IOERR
+"""Exit code of an exchange that can't use its state directory, or not any longer."""
 
 CLOSE_LIMIT_S = 5
 """A close that takes longer is cut short: with a dead parent, nobody else would do it."""
@@ -36,7 +40,11 @@ PARENT_POLL_S = 5.0
 
 
 def main() -> None:
-    """Serve until told to stop. Exit code 0: stopped in order; 1: failed, with the reason on standard error."""
+    """Serve until told to stop.
+
+    Exit code 0: stopped in order; `STORE_EXIT`: the state directory can't be used; 1: failed otherwise. The reason is
+    on standard error.
+    """
     handover = _read_handover()
     ready_fd = os.dup(sys.stdout.fileno())
     # What anything prints from here on is log, and the parent does not read our standard output any longer.
@@ -67,7 +75,8 @@ def _prepare_process(handover: Handover) -> None:
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     logging.raiseExceptions = False  # a full disk must not stop the exchange, nor flood its log
-    handler = LogHandler(sys.stderr.fileno(), secret=handover.server.get("token"), limit_bytes=handover.log_limit_bytes)
+    secrets = handover.server.get("token"), (handover.server.get("globus") or {}).get("client_secret")
+    handler = LogHandler(sys.stderr.fileno(), secrets=list(filter(None, secrets)), limit_bytes=handover.log_limit_bytes)
     logging.basicConfig(level=handover.log_level, handlers=[handler])
 
 
@@ -88,16 +97,23 @@ async def _serve(handover: Handover, ready_fd: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     watch_parent(loop, handover.parent_pid, stop.set)
-    server = ExchangeServer(msgspec.convert(handover.server, ServerConfig))
+    try:
+        server = ExchangeServer(msgspec.convert(handover.server, ServerConfig))
+    except StoreError as error:
+        log.critical("%s", error)
+        _say(ready_fd, Ended(str(error)))
+        sys.exit(STORE_EXIT)
     await server.start(socket.socket(fileno=handover.socket_fd))
     _announce(ready_fd, server.exchange_id, handover)
     await _first_of(stop, server.service.failed)
     log.info("stopping")
+    failed = server.service.failed.is_set()
+    _say(ready_fd, Ended("its state directory can't be written" if failed else "it was told to end by a signal"))
     # The default action of SIGALRM ends the process, whatever it hangs in.
     signal.alarm(CLOSE_LIMIT_S)
     await server.close()
-    if server.service.failed.is_set():
-        sys.exit(1)
+    if failed:
+        sys.exit(STORE_EXIT)
 
 
 async def _first_of(*events: asyncio.Event) -> None:
@@ -136,10 +152,13 @@ def _announce(ready_fd: int, exchange_id: str, handover: Handover) -> None:
     token = handover.server.get("token") or ""
     ready = Ready(pid=pid, exchange=exchange_id, proof=proof(token, handover.nonce))
     log.info("exchange %s serves in process %d", exchange_id, pid)
-    # A parent that ended meanwhile is noticed by the watch.
-    with contextlib.suppress(BrokenPipeError):
-        os.write(ready_fd, msgspec.json.encode(ready) + b"\n")
-    os.close(ready_fd)
+    _say(ready_fd, ready)
+
+
+def _say(ready_fd: int, words: Ready | Ended) -> None:
+    """Tell the parent. The descriptor is never closed: its end tells the parent that this process has ended."""
+    with contextlib.suppress(BrokenPipeError):  # a parent that ended meanwhile is noticed by the watch
+        os.write(ready_fd, msgspec.json.encode(words) + b"\n")
 
 
 def watch_parent(loop: asyncio.AbstractEventLoop, parent_pid: int, ended: Callable[[], None]) -> None:
@@ -179,32 +198,32 @@ def watch_parent(loop: asyncio.AbstractEventLoop, parent_pid: int, ended: Callab
 
 
 class LogHandler(logging.Handler):
-    """Writes the log to a descriptor, without the secret, and never more than a limit.
+    """Writes the log to a descriptor, without secrets, and never more than a limit.
 
     Nobody rotates the log of an exchange that runs for weeks. Where it has a limit, reaching it starts it again from
     nothing: what is of interest is its end.
     """
 
-    def __init__(self, fd: int, *, secret: str | None, limit_bytes: int | None) -> None:
+    def __init__(self, fd: int, *, secrets: Iterable[str], limit_bytes: int | None) -> None:
         """Store where to write.
 
         Args:
             fd: Open descriptor of a file.
-            secret: Text that is replaced wherever it appears, should anything ever log it.
+            secrets: Texts that are replaced wherever they appear, should anything ever log them.
             limit_bytes: Size at which the file is truncated; None: never.
         """
         super().__init__()
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self._fd = fd
-        self._secret = secret
+        self._secrets = tuple(secrets)
         self._limit_bytes = limit_bytes
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record; one that can't be written is dropped."""
         try:
             text = self.format(record) + "\n"
-            if self._secret:
-                text = text.replace(self._secret, "[token]")
+            for secret in self._secrets:
+                text = text.replace(secret, "[token]")
             if self._limit_bytes is not None and os.fstat(self._fd).st_size > self._limit_bytes:
                 os.ftruncate(self._fd, 0)
                 os.lseek(self._fd, 0, os.SEEK_SET)
