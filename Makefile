@@ -7,15 +7,18 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for name in python3 python3.11 python3.12 python3.13 python3.14 python; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
+SOAK_SECONDS ?= 600
 CODE := academy_hpc tests examples benchmarks
 
-.PHONY: help demo test style format types imports check docs bench clean
+.PHONY: help demo test fuzz faults style format types imports check docs bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo      eight agents on Parsl workers talk through a private exchange on this machine'
 	@echo 'make test      all tests (ARGS="-k name" chooses some)'
+	@echo 'make faults    what breaks on purpose, then a soak of SOAK_SECONDS (600; ARGS="--seed 7" repeats one)'
 	@echo 'make check     style, types, imports, test: what must pass before a change is done'
+	@echo 'make fuzz      coverage-guided fuzzing of frames and routes, FUZZ_SECONDS=60 each'
 	@echo 'make format    put the code into the form that `make style` asks for'
 	@echo 'make docs      the documentation, in site/'
 	@echo 'make bench     speed and memory beside academy-py, in one run'
@@ -26,6 +29,21 @@ demo: $(VENV)/installed-runtime
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+faults: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m tests.faults.soak --seconds $(SOAK_SECONDS) $(ARGS)
+
+# An input that breaks something is written into $(FUZZ)/found-*; give it to the same module to see it again.
+FUZZ_SECONDS ?= 60
+FUZZ := $(VENV)/fuzz
+fuzz: $(VENV)/installed-dev
+	$(PIP_INSTALL) atheris
+	$(BIN)/python -m tests.security.fuzz.seeds $(FUZZ)
+	for target in frames routes; do \
+		$(BIN)/python -m tests.security.fuzz.$$target -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=25 \
+			-rss_limit_mb=1024 -artifact_prefix=$(FUZZ)/found- $(FUZZ)/$$target || exit 1; \
+	done
 
 style: $(VENV)/installed-dev
 	$(BIN)/ruff check $(wildcard $(CODE))

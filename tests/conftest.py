@@ -6,6 +6,7 @@ import os
 import signal
 import traceback
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import blockbuster
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from tests.exchange_server import RunningExchange
+    from tests.globus_stand_in import GlobusStandIn
 
 __all__: list[str] = []
 
@@ -50,7 +52,9 @@ def _no_blocking_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             detector.functions[name].can_block_in("logging/__init__.py", "emit")
         for function in detector.functions.values():
             # What /proc says of the kernel is in memory.
-            function.can_block_in("academy_hpc/exchange/http/connection.py", {"boot_id"})
+            function.can_block_in("academy_hpc/exchange/http/origin.py", {"boot_id"})
+            # The certificate is read before its exchange serves anybody.
+            function.can_block_in("academy_hpc/exchange/http/certificate.py", {"server_context"})
             # A store is opened and read before its exchange serves anybody.
             function.can_block_in("academy_hpc/exchange/store/sqlite.py", {"__init__", "load", "exchange_id", "close"})
         yield
@@ -65,3 +69,17 @@ async def exchange() -> AsyncIterator[RunningExchange]:
 
     async with running_exchange() as running:
         yield running
+
+
+@pytest.fixture
+def globus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[GlobusStandIn]:
+    """Globus Auth and Groups on loopback, found by globus_sdk in this process and those it starts; an empty HOME."""
+    from tests.globus_stand_in import GlobusStandIn
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with GlobusStandIn() as services:
+        for name, value in services.environment.items():
+            monkeypatch.setenv(name, value)
+        # What is asked again is asked at once.
+        monkeypatch.setattr("globus_sdk.transport.RequestsTransport._retry_sleep", lambda *_: None)
+        yield services

@@ -28,8 +28,10 @@ class RunningExchange(msgspec.Struct):
 
     def factory_at(self, *ports: int, reconnect_s: float = 10.0) -> HttpExchangeFactory:
         """A factory that goes through other ports of loopback."""
-        urls = tuple(f"http://127.0.0.1:{port}" for port in ports)
-        info = ConnectionInfo(urls, {"Authorization": f"Bearer {TOKEN}"})
+        certificate = self.server.config.certificate
+        scheme, fingerprint = ("http", None) if certificate is None else ("https", certificate.fingerprint)
+        urls = tuple(f"{scheme}://127.0.0.1:{port}" for port in ports)
+        info = ConnectionInfo(urls, {"Authorization": f"Bearer {TOKEN}"}, fingerprint)
         return HttpExchangeFactory.from_connection_info(info, options=ClientOptions(reconnect_s=reconnect_s))
 
 

@@ -8,9 +8,9 @@ from collections import deque
 from academy_hpc import errors
 from academy_hpc.changes import MailboxTerminated, MessagesRemoved, MessageStored
 from academy_hpc.delivery import Delivery
+from academy_hpc.directory import Effects, MailboxCounters
 from academy_hpc.identifiers import EntityId
 from academy_hpc.message import AcademyErrorResponse, Header, Message, UserErrorResponse
-from academy_hpc.registry import Effects, MailboxCounters
 from academy_hpc.serialization import deserialize_exception
 
 __all__ = ["Box", "Item", "Listener", "check_effects"]

@@ -14,10 +14,10 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from academy_hpc.directory import Caller
 from academy_hpc.errors import ForbiddenError
 from academy_hpc.exchange.http.auth import bearer_token
 from academy_hpc.exchange.http.server import ServerConfig
-from academy_hpc.registry import Caller
 from tests.exchange_server import TOKEN, RunningExchange, running_exchange
 
 __all__ = [

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Iterable
 from typing import Any
 
 import pytest
 
 from academy_hpc.delivery import Delivery, Window
+from academy_hpc.directory import Caller, Effects
 from academy_hpc.exchange.store.memory import MemoryStore
 from academy_hpc.identifiers import AgentId, EntityId, UserId
 from academy_hpc.message import ActionRequest, Message
-from academy_hpc.registry import Caller, Effects, Limits, Registry
+from academy_hpc.registry import Limits, Registry
 
 __all__ = ["ALL", "BASE", "OWNER", "Exchange", "finish"]
 
@@ -21,10 +22,10 @@ BASE = "academy.agent.Agent"
 ALL = Window(messages=10_000, limit_bytes=1 << 40)
 
 
-def finish(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine that never waits."""
+def finish(awaitable: Awaitable[None]) -> None:
+    """Await what never waits."""
     with pytest.raises(StopIteration):
-        coroutine.send(None)
+        next(awaitable.__await__())
 
 
 class Exchange:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.figures import Figure
+from benchmarks.sides import VARIANTS
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,7 +22,8 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_both_sides_are_measured_in_one_run(tmp_path: Path) -> None:
     """One command measures both packages and prints one row a figure."""
     raw = tmp_path / "raw.json"
-    finished = _run("--only", "roundtrip", "--only", "registry", "--json", str(raw))
+    sides = ("--side", "academy", "--side", "academy_hpc")
+    finished = _run("--only", "roundtrip", "--only", "registry", *sides, "--json", str(raw))
     assert finished.returncode == 0, finished.stdout + finished.stderr
     outcomes = json.loads(raw.read_text())
     assert [(o["side"], o["workload"]) for o in outcomes] == [
@@ -32,6 +34,21 @@ def test_both_sides_are_measured_in_one_run(tmp_path: Path) -> None:
     ]
     assert all(outcome["figures"]["rate_100"] > 0 for outcome in outcomes[:2])
     assert "action 100 B, 64 outstanding" in finished.stdout
+
+
+def test_tls_and_durable_exchanges_are_measured_beside_the_plain_one(tmp_path: Path) -> None:
+    """The second table has the same round trips for each variant of the exchange, and no other workload."""
+    raw = tmp_path / "raw.json"
+    variants = [part for name in VARIANTS for part in ("--side", name)]
+    only = ("--only", "roundtrip", "--only", "lifecycle")
+    finished = _run(*only, "--side", "academy_hpc", *variants, "--json", str(raw))
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    outcomes = json.loads(raw.read_text())
+    assert [o["side"] for o in outcomes if o["workload"] == "roundtrip"] == ["academy_hpc", *VARIANTS]
+    assert [o["side"] for o in outcomes if o["workload"] == "lifecycle"] == ["academy_hpc"]
+    assert all(o["figures"]["rate_100"] > 0 for o in outcomes if o["workload"] == "roundtrip")
+    (row,) = [line for line in finished.stdout.splitlines() if "durable >=" in line]
+    assert row.startswith("action 100 B, 64 outstanding") and row.count("x)") == len(VARIANTS)
 
 
 def test_a_side_that_fails_is_told_and_the_table_still_printed() -> None:

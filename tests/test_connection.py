@@ -6,7 +6,9 @@ import json
 import os
 import pickle
 import stat
+import subprocess
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import msgspec
 import pytest
 
 from academy_hpc.errors import ConnectionInfoError
-from academy_hpc.exchange.http.connection import CONNECTION_VARIABLE, ConnectionInfo, boot_id
+from academy_hpc.exchange.http import origin
+from academy_hpc.exchange.http.connection import CONNECTION_VARIABLE, ConnectionInfo
+from academy_hpc.exchange.http.origin import ServerOrigin
 
 __all__: list[str] = []
 
@@ -23,10 +27,13 @@ SECRET = "zebra-crossing-zebra-crossing-zebra"  # noqa: S105 not one, but looked
 FINGERPRINT = "0123456789abcdef" * 4
 
 INFO = ConnectionInfo(
-    urls=("http://10.0.0.1:5463", "https://login1.example:5463/exchange", "http://[fd00::2]:5463"),
+    urls=("https://10.0.0.1:5463", "https://login1.example:5463/exchange", "https://[fd00::2]:5463"),
     headers={"Authorization": f"Bearer {SECRET}", "X-Site": "here"},
     fingerprint=FINGERPRINT,
 )
+
+HERE = ServerOrigin.here()
+ELSEWHERE = ServerOrigin("login2", "another machine", 1, 1.0)
 
 
 def text_with(**changes: Any) -> str:
@@ -58,7 +65,9 @@ def test_the_text_says_what_it_is() -> None:
         "headers": INFO.headers,
         "fingerprint": FINGERPRINT,
         "trust_env": False,
-        "boot_id": None,
+        "server": None,
+        "proof": False,
+        "auth_method": None,
     }
 
 
@@ -66,9 +75,9 @@ def test_loopback_urls_are_tried_on_the_machine_of_the_exchange_alone() -> None:
     """Elsewhere a stranger may listen there, who would be given the token."""
     urls = ("http://10.0.0.7:5463", "http://127.0.0.1:5463", "http://localhost:5463", "http://[::1]:5463")
     assert ConnectionInfo(urls).candidates() == urls
-    assert ConnectionInfo(urls, boot_id=boot_id()).candidates() == urls
-    assert ConnectionInfo(urls, boot_id="another machine").candidates() == urls[:1]
-    assert ConnectionInfo(urls[1:], boot_id="another machine").candidates() == urls[1:]
+    assert ConnectionInfo(urls, server=HERE).candidates() == urls
+    assert ConnectionInfo(urls, server=ELSEWHERE).candidates() == urls[:1]
+    assert ConnectionInfo(urls[1:], server=ELSEWHERE).candidates() == urls[1:]
 
 
 def test_what_a_text_leaves_out_has_its_default() -> None:
@@ -147,6 +156,13 @@ def test_what_is_no_base_url_is_refused(url: str) -> None:
         ConnectionInfo(urls=(url,))
     assert len(str(caught.value).splitlines()) == 1
     assert SECRET not in str(caught.value)
+
+
+def test_a_fingerprint_goes_with_https_alone() -> None:
+    """At an http:// URL the token would be sent unchecked."""
+    for urls in (("http://host:1",), ("https://host:1", "http://host:1")):
+        with pytest.raises(ConnectionInfoError, match="https:// URLs only"):
+            ConnectionInfo(urls, fingerprint=FINGERPRINT)
 
 
 # Secrets and changes
@@ -319,6 +335,91 @@ def test_the_home_directory_has_its_short_name(path: Path, tmp_path: Path, monke
     monkeypatch.setenv("HOME", str(tmp_path))
     INFO.write("~/private/connection.json")
     assert ConnectionInfo.read("~/private/connection.json") == ConnectionInfo.read(path) == INFO
+
+
+# Files of exchanges that have ended
+
+
+def text_of_refusal(path: Path, **changes: Any) -> str:
+    """Why the file of an exchange in this process is not read, once it is as `changes` say."""
+    msgspec.structs.replace(INFO, server=msgspec.structs.replace(HERE, **changes)).write(path)
+    with pytest.raises(ConnectionInfoError) as caught:
+        ConnectionInfo.read(path)
+    text = str(caught.value)
+    assert "\n" not in text
+    for part in (str(path), "has ended", HERE.host, time.strftime("%Y-%m-%d"), "Start an exchange"):
+        assert part in text
+    return text
+
+
+def test_the_file_of_an_exchange_whose_process_is_gone_is_refused(path: Path) -> None:
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as process:  # ends with its input
+        pid = process.pid
+    assert f"process {pid} is gone" in text_of_refusal(path, pid=pid)
+
+
+def test_the_file_of_an_exchange_whose_process_number_is_another_s_by_now_is_refused(path: Path) -> None:
+    assert f"process {os.getpid()} is gone" in text_of_refusal(path, started_s=1.0)
+
+
+def test_the_file_of_an_exchange_from_before_a_restart_of_the_machine_is_refused(path: Path) -> None:
+    assert "was restarted since" in text_of_refusal(path, boot_id="the one before")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"host": "login7", "boot_id": "its own", "pid": 1},
+        {"boot_id": None, "pid": 1 << 22},
+        {"pid_namespace": "pid:[1]", "pid": 1 << 22},
+    ],
+    ids=["runs", "other machine", "unknown", "other container"],
+)
+def test_the_file_of_an_exchange_that_may_run_is_read(path: Path, changes: dict[str, Any]) -> None:
+    info = msgspec.structs.replace(INFO, server=msgspec.structs.replace(HERE, **changes))
+    info.write(path)
+    assert ConnectionInfo.read(path) == info
+
+
+def test_a_process_that_has_ended_and_waits_for_its_parent_is_gone(path: Path) -> None:
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as process:
+        started_s = origin._started_s(process.pid)
+        assert started_s is not None
+        assert process.stdin is not None
+        process.stdin.close()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert "is gone" in text_of_refusal(path, pid=process.pid, started_s=started_s)
+
+
+def test_a_file_is_kept_for_a_block(path: Path) -> None:
+    with INFO.kept_at(path):
+        assert ConnectionInfo.read(path) == INFO
+    assert list(path.parent.iterdir()) == []
+    with pytest.raises(KeyError), INFO.kept_at(path):
+        raise KeyError
+    assert list(path.parent.iterdir()) == []
+
+
+def test_the_file_of_a_later_exchange_is_not_removed_by_the_end_of_an_earlier_one(path: Path) -> None:
+    other = ConnectionInfo(urls=("http://host:1",))
+    with INFO.kept_at(path):
+        other.write(path)
+    assert ConnectionInfo.read(path) == other
+
+
+def test_a_file_that_somebody_has_removed_is_not_missed(path: Path) -> None:
+    with INFO.kept_at(path):
+        path.unlink()
+    with INFO.kept_at(path):
+        path.unlink()
+        path.parent.rmdir()
+
+
+def test_a_forked_copy_of_the_program_leaves_the_file_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with INFO.kept_at(path):
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+    assert ConnectionInfo.read(path) == INFO
 
 
 # Environment

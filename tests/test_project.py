@@ -42,6 +42,13 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
             yield node
 
 
+def lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How long it is, without what it says of itself: a docstring explains as many parameters as there are."""
+    docstring = function.body[0] if ast.get_docstring(function) else None
+    spent = 0 if docstring is None else (docstring.end_lineno or 0) - docstring.lineno
+    return (function.end_lineno or 0) - function.lineno - spent
+
+
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.read_text()], ids=module_name)
 def test_every_module_says_which_of_its_names_are_for_others(path: Path) -> None:
     module = importlib.import_module(module_name(path))
@@ -90,7 +97,7 @@ def test_no_function_is_longer_than_a_screen() -> None:
         f"{path}:{function.lineno} {function.name}"
         for path in SOURCES
         for function in functions(path)
-        if (function.end_lineno or 0) - function.lineno >= LONGEST_FUNCTION_LINES
+        if lines(function) >= LONGEST_FUNCTION_LINES
     ]
     assert long == []
 

@@ -12,9 +12,9 @@ import pytest
 
 from academy_hpc import errors
 from academy_hpc.changes import MailboxCreated
+from academy_hpc.directory import Caller, Effects
 from academy_hpc.identifiers import AgentId, EntityId, UserId
 from academy_hpc.message import ActionRequest, Message, SuccessResponse
-from academy_hpc.registry import Caller, Effects
 from tests.stored_registry import BASE, OWNER, Exchange
 
 __all__: list[str] = []

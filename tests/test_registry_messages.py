@@ -8,9 +8,9 @@ import pytest
 
 from academy_hpc import errors
 from academy_hpc.changes import MessagesRemoved, Snapshot
+from academy_hpc.directory import Effects, MailboxCounters
 from academy_hpc.identifiers import AgentId, UserId
 from academy_hpc.message import AcademyErrorResponse, ActionRequest, Message, SuccessResponse, UserErrorResponse
-from academy_hpc.registry import Effects, MailboxCounters
 from academy_hpc.serialization import deserialize_exception
 from tests.stored_registry import ALL, OWNER, Exchange
 
@@ -41,12 +41,13 @@ def test_every_pending_request_of_a_terminated_mailbox_is_answered_once(exchange
 
 def test_requesters_that_are_gone_are_passed_over(exchange: Exchange) -> None:
     exchange.request()
-    exchange.request(source=UserId.new("without mailbox"))
+    stray = exchange.request(source=UserId.new("without mailbox"))
     exchange.request(source=exchange.agent)  # to itself
     exchange.terminate(exchange.user)
     effects = exchange.terminate(exchange.agent)
     assert list(effects.woken) == []
-    assert exchange.store.load() == Snapshot(tombstones=[exchange.user.uid, exchange.agent.uid])
+    recent = [(stray.src.uid, (stray.tag.int,))]
+    assert exchange.store.load() == Snapshot(tombstones=[exchange.user.uid, exchange.agent.uid], recent=recent)
     assert exchange.registry.stored_bytes == 0
 
 
@@ -197,7 +198,7 @@ def test_the_sources_that_sent_last_are_remembered() -> None:
 @pytest.mark.parametrize("delivered", [False, True])
 def test_a_repeat_is_recognised_after_a_restart(*, delivered: bool) -> None:
     """The exchange died before it could confirm: what is sent again is still the same message."""
-    exchange = Exchange(remembered_per_source=1)
+    exchange = Exchange(remembered_per_source=2)
     first, second = exchange.request(), exchange.request()
     if delivered:  # acknowledged, not answered
         exchange.listen(exchange.agent)

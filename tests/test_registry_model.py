@@ -26,10 +26,11 @@ from hypothesis.stateful import (
 
 from academy_hpc import errors
 from academy_hpc.delivery import OVERHEAD_BYTES, Window
+from academy_hpc.directory import Caller, Effects, MailboxCounters
 from academy_hpc.exchange.store.memory import MemoryStore
 from academy_hpc.identifiers import AgentId, EntityId, UserId
 from academy_hpc.message import ActionRequest, Message, SuccessResponse
-from academy_hpc.registry import Caller, Effects, Limits, MailboxCounters, Registry
+from academy_hpc.registry import Limits, Registry
 from tests.mailbox_model import Box, Item, Listener, check_effects
 from tests.stored_registry import ALL, BASE, finish
 
@@ -351,11 +352,8 @@ class RegistryMachine(RuleBasedStateMachine):
                 self.registry.send(message, OWNER, Effects())
         self.registry = Registry(LIMITS)
         self.registry.restore(self.store.load())
-        self.recognised = set()
         self.gone = dict.fromkeys(self.gone, MailboxCounters())
         for box in self.boxes.values():
-            self.recognised |= {item.key for item in box.items.values()}
-            self.recognised |= {(h.src.uid, h.tag, h.kind) for h in box.pending.values()}
             box.restarted()
 
     # What holds at any time

@@ -30,7 +30,7 @@ __all__: list[str] = []
 def _no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """The exchange of these tests has a stream; the client is told that it has none."""
 
-    async def refuse(info: Any, options: Any) -> None:
+    async def refuse(info: Any, options: Any, entity: Any, **rights: Any) -> None:
         raise NoStreamError(info.urls[0])
 
     monkeypatch.setattr(http_client.Stream, "acquire", refuse)

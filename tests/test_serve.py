@@ -57,7 +57,7 @@ def test_the_handover_hides_the_token() -> None:
 
 def written(path: Path, *, limit_bytes: int | None, messages: list[str]) -> str:
     with path.open("w+") as file:
-        handler = serve.LogHandler(file.fileno(), secret=SECRET, limit_bytes=limit_bytes)
+        handler = serve.LogHandler(file.fileno(), secrets=[SECRET], limit_bytes=limit_bytes)
         for message in messages:
             handler.handle(logging.LogRecord("name", logging.INFO, "file", 1, "%s", (message,), None))
     return path.read_text()
@@ -78,7 +78,7 @@ def test_a_log_without_a_limit_holds_all(tmp_path: Path) -> None:
 def test_the_secret_is_replaced_even_in_a_traceback(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with path.open("w+") as file:
-        handler = serve.LogHandler(file.fileno(), secret=SECRET, limit_bytes=None)
+        handler = serve.LogHandler(file.fileno(), secrets=[SECRET], limit_bytes=None)
         try:
             raise KeyError(SECRET)
         except KeyError:

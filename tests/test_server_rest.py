@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from academy_hpc.directory import Caller
 from academy_hpc.exchange.http.server import ServerConfig
-from academy_hpc.registry import Caller, Limits
+from academy_hpc.registry import Limits
 from tests.rest_client import Answer, Events, Rest, rest_exchange
 
 __all__: list[str] = []

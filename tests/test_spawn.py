@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import http.client
 import json
 import logging
@@ -12,6 +13,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import textwrap
@@ -26,9 +28,10 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from academy_hpc.errors import ExchangeStartError
+from academy_hpc.errors import ConnectionInfoError, ExchangeStartError
 from academy_hpc.exchange.http import process
 from academy_hpc.exchange.http.connection import ConnectionInfo
+from academy_hpc.exchange.http.identity import Identity
 from academy_hpc.exchange.http.spawn import spawn_http_exchange
 
 __all__: list[str] = []
@@ -40,11 +43,19 @@ DEAD_PROXY = "http://127.0.0.1:9"
 
 def get(url: str, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
     """One GET without proxies."""
-    parts = urlsplit(url)
-    with contextlib.closing(http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)) as connection:
+    with contextlib.closing(connection_to(url)) as connection:
         connection.request("GET", path, headers=headers)
         response = connection.getresponse()
         return response.status, response.read()
+
+
+def connection_to(url: str) -> http.client.HTTPConnection:
+    """Without a look at the certificate: these tests give away no secret that matters."""
+    parts = urlsplit(url)
+    if parts.scheme == "http":
+        return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)
+    context = ssl._create_unverified_context()  # noqa: S323
+    return http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=5, context=context)
 
 
 def who(info: ConnectionInfo, url: str | None = None) -> dict[str, Any]:
@@ -157,6 +168,55 @@ def test_the_factory_reaches_the_exchange_under_each_url() -> None:
     assert not info.trust_env
 
 
+def test_it_speaks_tls_unless_only_this_machine_can_reach_it() -> None:
+    """Each exchange with a certificate of its own, whose fingerprint clients check."""
+    with spawn_http_exchange(port=0) as one, spawn_http_exchange("127.0.0.1", 0, tls=True) as other:
+        infos = [one.connection_info, other.connection_info]
+        assert {urlsplit(url).scheme for info in infos for url in info.urls} == {"https"}
+        for info in infos:
+            parts = urlsplit(info.urls[0])
+            pem = ssl.get_server_certificate((parts.hostname or "", parts.port or 0))
+            assert hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest() == info.fingerprint
+    assert infos[0].fingerprint != infos[1].fingerprint
+    with spawn_http_exchange("127.0.0.1", 0) as factory:
+        assert urlsplit(factory.connection_info.urls[0]).scheme == "http"
+        assert factory.connection_info.fingerprint is None
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", ANY])
+def test_a_connection_file_is_there_as_long_as_the_exchange(host: str, tmp_path: Path) -> None:
+    path = tmp_path / "private" / "connection.json"
+    with spawn_http_exchange(host, 0, connection_file=path) as factory:
+        info = ConnectionInfo.read(path)
+        assert info == factory.connection_info
+        assert info.server is not None
+        assert (info.server.pid, info.server.host) == (os.getpid(), socket.gethostname())
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_connection_file_that_can_not_be_written_is_told_and_nothing_stays(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with (
+        nothing_left_behind(),
+        pytest.raises(ConnectionInfoError, match="chmod 700"),
+        spawn_http_exchange("127.0.0.1", 0, connection_file=tmp_path / "connection.json"),
+    ):
+        pytest.fail("started")
+
+
+@pytest.mark.faults
+def test_the_connection_file_of_a_program_that_was_killed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "connection.json"
+    code = SERVE_FOR_EVER.replace("0) as", f"0, connection_file={str(path)!r}) as")
+    with program(code.format(before="")) as running:
+        info = info_from(running)
+        assert ConnectionInfo.read(path) == info
+        running.kill()
+        running.wait()
+        with pytest.raises(ConnectionInfoError, match=f"has ended.*process {running.pid} is gone"):
+            ConnectionInfo.read(path)
+
+
 def test_without_the_token_it_answers_nobody() -> None:
     with spawn_http_exchange("127.0.0.1", 0) as factory:
         url = factory.connection_info.urls[0]
@@ -198,7 +258,7 @@ def test_an_interface_is_bound_and_advertised_alone() -> None:
 def test_an_address_is_advertised_first_and_the_rest_stays() -> None:
     with spawn_http_exchange(port=0, address="gateway.example") as factory:
         first, *others = factory.connection_info.urls
-        assert first.startswith("http://gateway.example:")
+        assert first.startswith("https://gateway.example:")
         who(factory.connection_info, others[0])
 
 
@@ -240,9 +300,11 @@ def test_it_is_a_new_interpreter_in_a_session_of_its_own_without_our_descriptors
             assert child.ppid() == os.getpid()
             assert child.cmdline()[1:] == ["-P", "-m", "academy_hpc.exchange.http.serve"]
             assert os.getsid(child.pid) == child.pid
-            # It holds its standard input, and of the pipes that we hold no other.
-            assert open_pipes(os.getpid()) & open_pipes(child.pid) == {pipe_at(child.pid, 0)}
-            assert pipe_at(os.getpid(), reading) in open_pipes(os.getpid())
+            # It holds its standard input, and what tells us of its start and end; of the pipes that we hold no other.
+            shared = open_pipes(os.getpid()) & open_pipes(child.pid)
+            assert pipe_at(child.pid, 0) in shared
+            assert len(shared) == 2
+            assert pipe_at(os.getpid(), reading) in open_pipes(os.getpid()) - shared
     finally:
         os.close(reading)
         os.close(writing)
@@ -256,10 +318,10 @@ def test_the_parent_keeps_no_copy_of_the_socket() -> None:
         assert within(2, lambda: refuses_connections(url))
 
 
-def test_the_token_is_in_no_place_that_others_see(tmp_path: Path) -> None:
+def test_token_and_key_are_in_no_place_that_others_see(tmp_path: Path) -> None:
     """Not in the arguments or environment of the process, nor, at the most talkative level, in its log."""
-    path = tmp_path / "exchange.log"
-    with spawn_http_exchange("127.0.0.1", 0, level="DEBUG", log_path=path) as factory:
+    path, state_dir = tmp_path / "exchange.log", tmp_path / "state"
+    with spawn_http_exchange("127.0.0.1", 0, level="DEBUG", log_path=path, state_dir=state_dir, tls=True) as factory:
         info = factory.connection_info
         token = token_of(info)
         pid = who(info)["pid"]
@@ -268,8 +330,12 @@ def test_the_token_is_in_no_place_that_others_see(tmp_path: Path) -> None:
         get(info.urls[0], f"/mailbox?token={token}", info.headers)
         seen = {name: Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ", "comm")}
     seen["log"] = path.read_bytes()
+    identity = Identity.read(state_dir)
+    assert identity is not None
+    assert identity.certificate is not None
+    key = identity.certificate.private_key.splitlines()[1]
     assert b"DEBUG" in seen["log"]
-    assert [name for name, content in seen.items() if token.encode() in content] == []
+    assert [name for name, content in seen.items() for secret in (token, key) if secret.encode() in content] == []
 
 
 def test_a_log_file_is_private_and_appended_to(tmp_path: Path) -> None:
@@ -329,6 +395,9 @@ def test_nothing_is_shown_when_it_logged_nothing(caplog: pytest.LogCaptureFixtur
         {"token": "short-secret"},
         {"token": "a" * 40 + "\r\nX: y"},
         {"host": "127.0.0.1", "interface": "lo"},
+        {"certificate": "server.pem"},
+        {"private_key": "server.key"},
+        {"certificate": "server.pem", "private_key": "server.key", "tls": False},
     ],
     ids=repr,
 )
@@ -471,15 +540,34 @@ FAILURES = {
         HANDOVER
         + """
     import socket
+    from academy_hpc.exchange.http.challenge import answer_challenge
     sock = socket.socket(fileno=handover['socket_fd'])
     say()
     connection, _ = sock.accept()
+    challenge = connection.recv(1000).decode().split("Academy-Challenge: ")[1].splitlines()[0]
+    answer = answer_challenge(challenge, secret=handover["server"]["token"], port=sock.getsockname()[1])
+    connection.sendall(f"HTTP/1.1 401 No\\r\\nContent-Length: 0\\r\\nAcademy-Proof: {answer}\\r\\n\\r\\n".encode())
     connection.recv(1000)
     connection.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\n" + b'{"exchange": "other", "pid": %d}' % os.getpid())
     connection.close()
     time.sleep(60)
     """,
-        "wrong answer at 127.0.0.1",
+        "the answer of another one at 127.0.0.1",
+    ),
+    "does not know the token": (
+        HANDOVER
+        + """
+    import socket
+    sock = socket.socket(fileno=handover['socket_fd'])
+    say()
+    connection, _ = sock.accept()
+    connection.recv(1000)
+    connection.sendall(b"HTTP/1.1 401 No\\r\\nContent-Length: 0\\r\\nAcademy-Proof: 00\\r\\n\\r\\n")
+    if b"Bearer" in connection.recv(1000):
+        print("was shown the token", file=sys.stderr)
+    time.sleep(60)
+    """,
+        "does not know this exchange's token.*It logged nothing",
     ),
 }
 

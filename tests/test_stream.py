@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import socket
+import time
 import uuid
 
 import aiohttp
@@ -15,6 +16,7 @@ from yarl import URL
 
 from academy_hpc.agent import Agent
 from academy_hpc.delivery import Window
+from academy_hpc.directory import Caller, Effects
 from academy_hpc.errors import (
     AgentTerminatedError,
     BadEntityIdError,
@@ -22,19 +24,21 @@ from academy_hpc.errors import (
     ExchangeFullError,
     ExchangeUnavailableError,
     ExchangeUnreachableError,
+    ForbiddenError,
     ListenerSupersededError,
     MailboxFullError,
     MessageTooLargeError,
     UnauthorizedError,
 )
-from academy_hpc.exchange.http import dial, rest, wire
+from academy_hpc.exchange.http import dial, rest, server_stream, wire
 from academy_hpc.exchange.http.client import HttpExchangeFactory, HttpExchangeTransport
 from academy_hpc.exchange.http.connection import ConnectionInfo
 from academy_hpc.exchange.http.link import WINDOW_MESSAGES
 from academy_hpc.exchange.http.server import ServerConfig
+from academy_hpc.exchange.transport import MailboxStatus
 from academy_hpc.identifiers import AgentId, UserId
 from academy_hpc.message import ActionRequest, Message, PingRequest, SuccessResponse
-from academy_hpc.registry import Caller, Effects, Limits
+from academy_hpc.registry import Limits
 from tests.exchange_server import TOKEN, RunningExchange, running_exchange
 from tests.faults.proxy import running_proxy
 
@@ -225,13 +229,13 @@ async def test_a_newer_listener_ends_the_older_one_which_gets_nothing_more() -> 
 async def test_an_exchange_that_was_restarted_empty_is_told_from_the_old_one() -> None:
     async with running_proxy(0) as proxy:
         async with running_exchange() as first:
-            proxy._target_port = first.port
+            proxy.target_port = first.port
             client = await first.factory_at(proxy.port).create_user_client()
             proxy.refuse(True)
             proxy.cut()
             await asyncio.sleep(0.05)
         async with running_exchange() as second:
-            proxy._target_port = second.port
+            proxy.target_port = second.port
             proxy.refuse(False)
             async with asyncio.timeout(10):
                 assert isinstance(await client.wait_ended(), ExchangeChangedError)
@@ -404,3 +408,37 @@ def test_no_error_shows_the_token() -> None:
     error = aiohttp.ClientResponseError(request, (), status=400, message="garbage")
     assert TOKEN in repr(error)
     assert TOKEN not in rest._reason(error)
+
+
+class ShortRights:
+    """Lets everybody in, for a moment each time; `revoked` ends that."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Semaphore(0)
+        self.revoked = asyncio.Event()
+
+    async def authenticate(self, authorization: str | None) -> Caller:
+        self.asked.release()
+        if self.revoked.is_set():
+            raise ForbiddenError("Token expired or revoked.")
+        return Caller("somebody", expires_s=time.monotonic() + 0.05)
+
+
+async def test_a_right_that_ends_is_asked_for_again_and_the_connection_ends_when_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The caller notices nothing of the first, and gets an error at once of the second."""
+    monkeypatch.setattr(server_stream, "SHORTEST_RIGHT_S", 0.05)
+    rights = ShortRights()
+    async with running_exchange(authenticator=rights) as exchange:
+        async with await transport(exchange.factory) as one:
+            for _ in range(4):
+                await rights.asked.acquire()
+            assert await one.status(one.mailbox_id) is MailboxStatus.INACTIVE
+            assert len(exchange.server._streams) == 1
+            rights.revoked.set()
+            with pytest.raises(UnauthorizedError):
+                async with asyncio.timeout(5):
+                    while True:
+                        await one.status(one.mailbox_id)
+                        await asyncio.sleep(0.01)

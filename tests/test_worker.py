@@ -26,6 +26,7 @@ from academy_hpc import (
     RuntimeConfig,
     spawn_http_exchange,
 )
+from academy_hpc.exchange.http.tokens import agent_token
 from academy_hpc.launch.executor import ExecutorLauncher
 from academy_hpc.launch.spec import WorkerReport
 from academy_hpc.worker import run
@@ -168,10 +169,11 @@ async def test_an_exchange_that_is_not_there_is_reported_for_each_agent(manager:
 
 async def test_a_wrong_token_is_reported(manager: Manager) -> None:
     spec = await manager.make_spec([Counter])
-    info = ConnectionInfo(spec.connection.urls, {"Authorization": f"Bearer {'x' * 40}"})
-    spec = msgspec.structs.replace(spec, connection=info)
+    [agent] = spec.agents
+    registration = msgspec.structs.replace(agent.registration, token=agent_token("another secret", agent.agent_id.uid))
+    spec = msgspec.structs.replace(spec, agents=(msgspec.structs.replace(agent, registration=registration),))
     report = WorkerReport.from_json(await asyncio.to_thread(run, spec.to_json()))
-    assert "did not accept the token" in report.agents[0].reason
+    assert "it does not know" in report.agents[0].reason
 
 
 async def test_an_agent_whose_mailbox_is_gone_is_reported(manager: Manager) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -14,9 +15,11 @@ from hypothesis import given, strategies as st
 
 from academy_hpc.changes import (
     Change,
+    DeadRemoved,
     MailboxCreated,
     MailboxRow,
     MailboxTerminated,
+    MessageDied,
     MessagesRemoved,
     MessageStored,
     RequestAnswered,
@@ -30,6 +33,7 @@ from academy_hpc.exchange.store.memory import MemoryStore
 from academy_hpc.exchange.store.sqlite import SqliteStore
 from academy_hpc.identifiers import AgentId, EntityId, UserId
 from academy_hpc.message import ActionRequest, Message, SuccessResponse
+from academy_hpc.repeats import PER_SOURCE
 
 __all__: list[str] = []
 
@@ -63,9 +67,21 @@ class Sqlite:
         return SqliteStore(folder / "state")
 
 
+class Killed(Sqlite):
+    """The process was killed: the next one finds the files as they were at that moment."""
+
+    async def restart(self, store: Store, folder: Path) -> Store:
+        assert isinstance(store, SqliteStore)
+        left = folder / uuid.uuid4().hex
+        shutil.copytree(store.directory, left)
+        await store.close()  # puts things in order, which is not seen
+        return SqliteStore(left)
+
+
 KINDS: list[Kind] = [
     Memory(),
     Sqlite(),
+    Killed(),
 ]
 
 
@@ -102,6 +118,8 @@ def content(snapshot: Snapshot) -> tuple[Any, ...]:
         sorted(((m.uid, m.seq, m.message.to_json()) for m in snapshot.messages), key=lambda entry: entry[0]),
         sorted((str(p.uid), Message(p.header, b"").to_json()) for p in snapshot.pending),
         snapshot.tombstones,
+        snapshot.recent,
+        sorted(((str(d.uid), d.message.to_json(), d.attempts, d.died_s) for d in snapshot.dead), key=lambda d: d[0]),
     )
 
 
@@ -194,6 +212,64 @@ async def test_a_pending_request_is_kept_until_it_is_answered(store: Store) -> N
     assert Message(pending.header, second.body).to_json() == second.to_json()
 
 
+async def test_the_ids_of_messages_are_kept_longer_than_the_messages(store: Store) -> None:
+    """In the order in which they came; the source that sent last comes last."""
+    ada, bob = UserId.new("ada"), UserId.new("bob")
+    sent = [Message.create(source, AGENT, ActionRequest("run", "", "")) for source in (ada, bob, ada)]
+    await store.write([created(), *(MessageStored(AGENT.uid, seq, message) for seq, message in enumerate(sent, 1))])
+    await store.write([MessagesRemoved(AGENT.uid, (1, 2, 3))])
+    response = sent[0].create_response(SuccessResponse())
+    await store.write([created(USER), MessageStored(USER.uid, 1, response), MessagesRemoved(USER.uid, (1,))])
+    expected = [
+        (bob.uid, (sent[1].tag.int,)),
+        (ada.uid, (sent[0].tag.int, sent[2].tag.int)),
+        (AGENT.uid, (~response.tag.int,)),
+    ]
+    assert store.load().recent == expected
+    await store.write([MessageStored(AGENT.uid, 4, request())])
+    await store.write([MessageStored(AGENT.uid, 5, Message.create(bob, AGENT, ActionRequest("run", "", "")))])
+    assert [source for source, _ in store.load().recent] == [ada.uid, AGENT.uid, USER.uid, bob.uid]
+
+
+async def test_ids_survive_any_number_of_restarts(kind: Kind, tmp_path: Path) -> None:
+    store, tags = kind.open(tmp_path), []
+    await store.write([created()])
+    for seq in range(1, 4):
+        message = request()
+        tags.append(message.tag.int)
+        await store.write([MessageStored(AGENT.uid, seq, message), MessagesRemoved(AGENT.uid, (seq,))])
+        store = await kind.restart(store, tmp_path)
+        assert store.load().recent == [(USER.uid, tuple(tags))]
+    await store.close()
+
+
+async def test_ids_are_bounded_and_the_oldest_go_first(store: Store) -> None:
+    await store.write([created()])
+    messages = [request() for _ in range(PER_SOURCE + 3)]
+    for start, end in ((0, 300), (300, len(messages))):
+        await store.write([MessageStored(AGENT.uid, number + 1, messages[number]) for number in range(start, end)])
+        (entry,) = store.load().recent
+    assert entry == (USER.uid, tuple(message.tag.int for message in messages[3:]))
+
+
+async def test_a_terminated_source_is_forgotten(store: Store) -> None:
+    message = Message.create(AGENT, USER, ActionRequest("run", "", ""))
+    await store.write([created(), created(USER), MessageStored(USER.uid, 1, message)])
+    await store.write([MailboxTerminated(AGENT.uid)])
+    assert store.load().recent == []
+
+
+async def test_a_dead_letter_is_kept_until_it_is_removed(store: Store) -> None:
+    """Oldest first, with all that is needed to send it again."""
+    letters = [MessageDied(AGENT.uid, request(size=size), size + 1, 1.5 + size) for size in range(3)]
+    await store.write([created(), *letters[:2]])
+    await store.write([letters[2], DeadRemoved(AGENT.uid, (letters[1].message.tag, uuid.uuid4()))])
+    found = store.load().dead
+    assert [(each.attempts, each.died_s, each.message.to_json()) for each in found] == [
+        (each.attempts, each.died_s, each.message.to_json()) for each in (letters[0], letters[2])
+    ]
+
+
 async def test_the_last_session_counts(store: Store) -> None:
     last = uuid.uuid4()
     await store.write([created(), SessionStarted(AGENT.uid, uuid.uuid4()), SessionStarted(AGENT.uid, last)])
@@ -212,11 +288,13 @@ async def test_of_a_terminated_mailbox_only_a_tombstone_is_left(store: Store) ->
     for entity in AGENTS[:2]:
         await store.write([MessageStored(entity.uid, 1, request()), RequestPending(entity.uid, request(entity).header)])
         await store.write([SessionStarted(entity.uid, uuid.uuid4()), ShareChanged(entity.uid, frozenset({"g"}))])
+        await store.write([MessageDied(entity.uid, request(entity), 5, 1.0)])
     await store.write([MailboxTerminated(AGENT.uid)])
     snapshot = store.load()
     assert snapshot.tombstones == [AGENT.uid]
     left = [[row.entity.uid for row in snapshot.mailboxes], [m.uid for m in snapshot.messages]]
-    assert [*left, [pending.uid for pending in snapshot.pending]] == [[AGENTS[1].uid]] * 3
+    left += [[pending.uid for pending in snapshot.pending], [letter.uid for letter in snapshot.dead]]
+    assert left == [[AGENTS[1].uid]] * 4
 
 
 async def test_tombstones_are_bounded_and_the_oldest_go_first(kind: Kind, tmp_path: Path) -> None:
@@ -268,6 +346,7 @@ def put_together(changes: Sequence[Change]) -> Snapshot:
         row = MailboxRow(rows[uid].entity, rows[uid].owner, rows[uid].classes)
         removed = {seq for change in mine if isinstance(change, MessagesRemoved) for seq in change.seqs}
         answered = {change.tag for change in mine if isinstance(change, RequestAnswered)}
+        revived = {tag for change in mine if isinstance(change, DeadRemoved) for tag in change.tags}
         for change in mine:
             if isinstance(change, ShareChanged):
                 row.groups = change.groups
@@ -278,12 +357,27 @@ def put_together(changes: Sequence[Change]) -> Snapshot:
                 snapshot.messages += [change] if change.seq not in removed else []
             elif isinstance(change, RequestPending) and change.header.tag not in answered:
                 snapshot.pending.append(change)
+            elif isinstance(change, MessageDied) and change.message.tag not in revived:
+                snapshot.dead.append(change)
         snapshot.mailboxes.append(row)
     snapshot.tombstones = gone
+    snapshot.recent = ids_of(changes)
     return snapshot
 
 
-EVENTS = ("message", "remove", "answer", "session", "share", "end")
+def ids_of(changes: Sequence[Change]) -> list[tuple[uuid.UUID, tuple[int, ...]]]:
+    recent: dict[uuid.UUID, list[int]] = {}
+    for change in changes:
+        if isinstance(change, MailboxTerminated):
+            recent.pop(change.uid, None)
+        elif isinstance(change, MessageStored):
+            header = change.message.header
+            tag = header.tag.int if header.kind == "request" else ~header.tag.int
+            recent[header.src.uid] = [*recent.pop(header.src.uid, []), tag]
+    return [(source, tuple(ids)) for source, ids in recent.items()]
+
+
+EVENTS = ("message", "remove", "answer", "session", "share", "die", "revive", "end")
 
 
 class Changes:
@@ -294,6 +388,7 @@ class Changes:
         self.open: list[EntityId] = []
         self.seqs: dict[uuid.UUID, int] = {}
         self.tags: list[uuid.UUID] = []
+        self.dead: list[uuid.UUID] = []
 
     def draw(self) -> list[Change]:
         if not self.open or self.data.draw(st.integers(0, 9), label="create") == 0:
@@ -318,6 +413,11 @@ class Changes:
             return [SessionStarted(uid, uuid.uuid4())]
         if event == "share":
             return [ShareChanged(uid, frozenset(self.data.draw(st.sets(st.sampled_from("abc")))))]
+        if event == "die":
+            self.dead.append(message.tag)
+            return [MessageDied(uid, message, 5, 1.0)]
+        if event == "revive" and self.dead:
+            return [DeadRemoved(uid, (self.data.draw(st.sampled_from(self.dead)),))]
         if event == "end" and len(self.open) > 1:
             self.open.remove(entity)
             # As a registry does: the pending request of somebody else is answered in the same write.
@@ -343,5 +443,6 @@ def test_what_is_loaded_is_what_was_written(kind: Kind, data: st.DataObject) -> 
             assert content(store.load()) == content(put_together(history))
         await store.close()
 
-    with tempfile.TemporaryDirectory() as name:
+    memory = Path("/dev/shm")  # noqa: S108 - the folder in it is private; a disk would take minutes, and prove no more
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
         asyncio.run(scenario(Path(name)))

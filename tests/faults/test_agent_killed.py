@@ -16,10 +16,12 @@ import pytest
 
 from academy_hpc.errors import ActionInterruptedError
 from academy_hpc.exchange.client import UserExchangeClient
+from academy_hpc.exchange.http import server
 from academy_hpc.exchange.http.client import HttpExchangeFactory
 from academy_hpc.exchange.http.spawn import spawn_http_exchange
 from academy_hpc.exchange.transport import MailboxStatus
 from academy_hpc.handle import Handle
+from tests.exchange_server import RunningExchange, running_exchange
 from tests.faults.recorder import SUPERSEDED, Assignment, Recorder
 
 __all__: list[str] = []
@@ -201,3 +203,55 @@ async def test_a_late_answer_of_a_process_that_was_taken_over_does_no_harm(
             ]
             counters = await bench.handle.agent_stats()
             assert (counters.completed, counters.in_progress, counters.queued) == (20, 0, 0)
+
+
+PINGS_S = 0.4
+"""Instead of 15 s: the exchange gives up a silent connection after half of this more."""
+
+
+@pytest.fixture
+async def impatient(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningExchange]:
+    """An exchange whose pings are close together, in this process."""
+    monkeypatch.setattr(server, "HEARTBEAT_S", PINGS_S)
+    async with running_exchange() as exchange:
+        yield exchange
+
+
+async def stopped_until_given_up(bench: Bench, process: asyncio.subprocess.Process) -> None:
+    process.send_signal(signal.SIGSTOP)
+    async with asyncio.timeout(PATIENCE_S):
+        while await bench.user.heartbeat_status(bench.registration.agent_id) == 0.0:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_a_process_that_is_stopped_for_longer_than_the_pings_goes_on_where_it_was(
+    impatient: RunningExchange, tmp_path: Path
+) -> None:
+    """Its connection is given up, not its session: what it had is not given to it again."""
+    async with bench_at(impatient.factory, tmp_path) as bench, bench.agent_process() as process:
+        calls = [bench.call("in_turn", number) for number in range(10)]
+        await bench.wait_for(f"{process.pid} run 0", *(f"{process.pid} got {number}" for number in range(10)))
+        await stopped_until_given_up(bench, process)
+        calls += [bench.call("in_turn", number) for number in range(10, 20)]
+        bench.open_gate()
+        process.send_signal(signal.SIGCONT)
+        async with asyncio.timeout(PATIENCE_S):
+            assert await asyncio.gather(*calls) == [(number, process.pid) for number in range(20)]
+        assert bench.runs() == list(range(20))
+
+
+async def test_what_a_stopped_process_acknowledges_late_is_still_done_by_its_successor(
+    impatient: RunningExchange, tmp_path: Path
+) -> None:
+    async with bench_at(impatient.factory, tmp_path) as bench, bench.agent_process() as older:
+        calls = [bench.call("in_turn", number) for number in range(10)]
+        await bench.wait_for(f"{older.pid} run 0", *(f"{older.pid} got {number}" for number in range(10)))
+        await stopped_until_given_up(bench, older)
+        async with bench.agent_process() as newer:
+            await bench.wait_for(f"{newer.pid} run 0", *(f"{newer.pid} got {number}" for number in range(10)))
+            older.send_signal(signal.SIGCONT)
+            assert await ended(older) == SUPERSEDED
+            bench.open_gate()
+            async with asyncio.timeout(PATIENCE_S):
+                assert await asyncio.gather(*calls) == [(number, newer.pid) for number in range(10)]
+            assert bench.runs(newer.pid) == list(range(10))

@@ -1,4 +1,4 @@
-"""The exchange itself is killed and started again with its state directory: nobody notices more than a delay."""
+"""The exchange is killed with its program, and started again with its state directory: nobody notices but a delay."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +22,7 @@ from academy_hpc.exchange.transport import MailboxStatus
 from academy_hpc.handle import Handle
 from academy_hpc.message import ActionRequest, Message
 from academy_hpc.runtime import Runtime
+from tests.faults.durable import DurableExchange
 
 pytestmark = pytest.mark.faults
 
@@ -32,7 +35,7 @@ def kill_exchange() -> None:
 
 
 class Restarts:
-    """Exchanges that were started after others were killed; all end with the block."""
+    """Exchanges in memory that were started after others were killed; all end with the block."""
 
     def __init__(self, **options: Any) -> None:
         self._options = options
@@ -95,9 +98,14 @@ class Adder(Agent):
         return number + 1
 
 
-async def call_through_kills(
-    factory: HttpExchangeFactory, restarts: Restarts, kills: int
-) -> tuple[list[int], list[int]]:
+async def restart(exchange: DurableExchange) -> None:
+    """Kill the exchange and its program, and start both again."""
+    await exchange.kill()
+    await exchange.start()
+
+
+async def call_through_kills(exchange: DurableExchange, kills: int) -> tuple[list[int], list[int]]:
+    factory = HttpExchangeFactory.from_connection_info(await exchange.start())
     async with await factory.create_user_client() as user:
         registration = await user.register_agent(Adder)
         agent = Adder()
@@ -109,11 +117,12 @@ async def call_through_kills(
         calls = asyncio.gather(*(call_later(handle, number) for number in range(3_000)))
         for _ in range(kills):
             await asyncio.sleep(0.15)
-            await restarts.kill_and_start()
+            await restart(exchange)
         answers = await calls
         await handle.shutdown()
         await runtime
-        return list(answers), agent.runs
+    await exchange.stop()
+    return list(answers), agent.runs
 
 
 async def call_later(handle: Handle[Adder], number: int) -> int:
@@ -122,9 +131,7 @@ async def call_later(handle: Handle[Adder], number: int) -> int:
 
 
 def test_calls_while_the_exchange_is_killed_again_and_again_are_answered_and_executed_once(tmp_path: Path) -> None:
-    state = tmp_path / "state"
-    with spawn_http_exchange("127.0.0.1", 0, state_dir=state) as factory, Restarts(port=0, state_dir=state) as restarts:
-        answers, runs = asyncio.run(call_through_kills(factory, restarts, kills=4))
+    answers, runs = asyncio.run(call_through_kills(DurableExchange(tmp_path), kills=4))
     assert answers == [number + 1 for number in range(3_000)]
     assert sorted(runs) == list(range(3_000))
 
@@ -148,15 +155,42 @@ def test_without_a_state_directory_a_restart_is_told_to_everybody(tmp_path: Path
 
 
 def test_a_mailbox_terminated_before_the_kill_stays_terminated(tmp_path: Path) -> None:
-    state = tmp_path / "state"
-
-    async def run(factory: HttpExchangeFactory, restarts: Restarts) -> None:
+    async def run(exchange: DurableExchange) -> None:
+        factory = HttpExchangeFactory.from_connection_info(await exchange.start())
         async with await factory.create_user_client() as user:
             agent_id = (await user.register_agent(Agent)).agent_id
             await user.terminate(agent_id)
-            await restarts.kill_and_start()
+            await restart(exchange)
             with pytest.raises(AgentTerminatedError):
                 await Handle(agent_id).ping(timeout=10)
+        await exchange.stop()
 
-    with spawn_http_exchange("127.0.0.1", 0, state_dir=state) as factory, Restarts(port=0, state_dir=state) as restarts:
-        asyncio.run(run(factory, restarts))
+    asyncio.run(run(DurableExchange(tmp_path)))
+
+
+@contextlib.asynccontextmanager
+async def in_thread(block: AbstractContextManager[Any]) -> AsyncIterator[Any]:
+    """A block whose beginning and end block, beside an event loop."""
+    value = await asyncio.to_thread(block.__enter__)
+    try:
+        yield value
+    finally:
+        await asyncio.to_thread(block.__exit__, None, None, None)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_new_exchange_with_other_secrets_in_the_place_of_the_old_one_is_told_at_once(tls: bool) -> None:
+    """To a client it is a stranger, which can't be told from one; but the old one kept nothing to come back with."""
+    with spawn_http_exchange("127.0.0.1", 0, tls=tls) as old:
+        port = int(old.connection_info.urls[0].rsplit(":", 1)[1])
+
+        async def use() -> None:
+            client = await old.create_user_client()
+            await asyncio.to_thread(kill_exchange)
+            async with in_thread(spawn_http_exchange("127.0.0.1", port, tls=tls)):
+                with pytest.raises(ExchangeChangedError):
+                    async with asyncio.timeout(10):
+                        await client.discover(Agent)
+            await client.close()
+
+        asyncio.run(use())
