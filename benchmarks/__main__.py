@@ -1,8 +1,10 @@
 """Measure academy_hpc beside academy-py 1.0.0 over HTTP, on this machine, in one interleaved run.
 
 Each workload runs in fresh processes on 127.0.0.1, first on one side, then on the other, again and again; the table
-gives medians, the range, the ratio of the medians, and whether the target for the ratio is met. Exchange and agents run
-as their own package starts them (academy_hpc: on uvloop where it is installed), the measuring user process on asyncio.
+gives medians, the range, the ratio of the medians, and whether the target for the ratio is met. A second table has
+round trips of academy_hpc with TLS, with a state directory on a disk, and with both, beside those without. Exchange
+and agents run as their own package starts them (academy_hpc: on uvloop where it is installed), the measuring user
+process on asyncio.
 """
 
 import argparse
@@ -15,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.report import table
+from benchmarks.report import table, variants_table
 from benchmarks.runner import Outcome, measure_interleaved
 from benchmarks.scale import SCALES
-from benchmarks.sides import SIDES
+from benchmarks.sides import SIDES, VARIANTS
 
 __all__ = ["main"]
 
@@ -30,7 +32,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--repeats", type=int, help="repetitions of each workload and side (default 5; 2 if quick)")
     parser.add_argument("--only", action="append", choices=WORKLOADS, metavar="NAME", help=", ".join(WORKLOADS))
-    parser.add_argument("--side", action="append", choices=SIDES, help="measure one side alone")
+    parser.add_argument("--side", action="append", choices=(*SIDES, *VARIANTS), help="measure one side alone")
     parser.add_argument("--scale", choices=SCALES, default="full", help="how much each workload does")
     parser.add_argument("--quick", action="store_const", const="quick", dest="scale", help="same as --scale quick")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every raw figure to FILE")
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status = 0
     try:
         for outcome in measure_interleaved(
-            options.only or WORKLOADS, sides=options.side or SIDES, repeats=repeats, scale=scale.name
+            options.only or WORKLOADS, sides=options.side or (*SIDES, *VARIANTS), repeats=repeats, scale=scale.name
         ):
             outcomes.append(outcome)
             _show_progress(outcome, repeats)
@@ -55,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = 130
         print("interrupted: the table covers what was measured so far", file=sys.stderr)
     print(f"\n{_machine()}; {scale.name}, {repeats} repetitions, median [min - max]\n\n{table(outcomes, scale)}")
+    print(variants_table(outcomes, scale))
     if options.json:
         options.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
     return status or int(any(outcome.errors for outcome in outcomes))
@@ -62,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _show_progress(outcome: Outcome, repeats: int) -> None:
     state = "" if not outcome.errors else f", {len(outcome.errors)} error(s)"
-    name = f"[{outcome.repeat + 1}/{repeats}] {outcome.workload:10} {outcome.side:12}"
+    name = f"[{outcome.repeat + 1}/{repeats}] {outcome.workload:10} {outcome.side:23}"
     print(f"{name} {outcome.seconds:5.1f} s{state}", file=sys.stderr, flush=True)
 
 

@@ -1,13 +1,15 @@
 """What every workload gets: the side under test, the scale, the results, and a running exchange."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-from benchmarks.process import find_listener, free_port
+from benchmarks.process import disk_folder, find_listener, free_port
 from benchmarks.results import Results
 from benchmarks.scale import Scale
 from benchmarks.sides import Side
@@ -38,9 +40,18 @@ class Bench:
         How it stops when asked is measured by `lifecycle`; academy-py takes 5 s for it while a client listens.
         """
         port = free_port()
-        with self.side.spawn_http_exchange("127.0.0.1", port) as factory:
+        with self._options() as options, self.side.spawn_http_exchange("127.0.0.1", port, **options) as factory:
             process = find_listener(port)
             try:
                 yield Exchange(factory, process)
             finally:
                 process.kill()
+
+    @contextmanager
+    def _options(self) -> Iterator[dict[str, Any]]:
+        options = dict(self.side.options)
+        if not options.pop("durable", False):
+            yield options
+            return
+        with tempfile.TemporaryDirectory(dir=disk_folder(), prefix="academy-bench-") as folder:
+            yield {"state_dir": Path(folder, "state"), **options}

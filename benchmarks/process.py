@@ -1,12 +1,17 @@
 """Observing processes: CPU time, memory, and which child is the exchange."""
 
+import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 
-__all__ = ["CpuMeter", "cpu_seconds", "find_listener", "free_port", "private_bytes"]
+__all__ = ["CpuMeter", "cpu_seconds", "disk_folder", "find_listener", "free_port", "private_bytes"]
+
+#: What is written there costs nothing, and is lost with the machine's power.
+IN_MEMORY = frozenset(["tmpfs", "ramfs"])
 
 
 def free_port() -> int:
@@ -16,6 +21,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def disk_folder() -> Path:
+    """Return a folder for temporary files that is on a disk, not in memory. Raises LookupError."""
+    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    for folder in (Path(tempfile.gettempdir()), Path("/var/tmp"), Path.cwd()):  # noqa: S108 - made private inside
+        place = folder.resolve()
+        kind = next(mounts[parent] for parent in (place, *place.parents) if parent in mounts)
+        if kind not in IN_MEMORY:
+            return folder
+    raise LookupError("no folder on a disk was found for the durable exchange: set TMPDIR")
 
 
 def find_listener(port: int) -> psutil.Process:

@@ -7,10 +7,12 @@ from dataclasses import asdict
 from benchmarks.figures import FIGURES, Figure
 from benchmarks.runner import Outcome
 from benchmarks.scale import Scale
+from benchmarks.sides import VARIANTS
 
-__all__ = ["summarize", "table"]
+__all__ = ["summarize", "table", "variants_table"]
 
 HEADINGS = ("figure", "unit", "academy", "academy_hpc", "ratio", "target", "met")
+VARIANT_HEADINGS = ("figure", "unit", "academy_hpc", *(name.partition("+")[2] for name in VARIANTS), "target", "met")
 
 
 def summarize(outcomes: Iterable[Outcome]) -> dict[tuple[str, str, str], list[float]]:
@@ -30,10 +32,41 @@ def table(outcomes: Sequence[Outcome], scale: Scale) -> str:
         theirs, ours = (values.get((side, figure.workload, figure.key), []) for side in ("academy", "academy_hpc"))
         if theirs or ours:
             rows.append(_row(figure, scale, theirs, ours))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    return "\n".join([*_aligned(rows), *_errors(outcomes)])
+
+
+def variants_table(outcomes: Iterable[Outcome], scale: Scale) -> str:
+    """Return what was measured with other options of the exchange, each median with its ratio to the one without."""
+    values = summarize(outcomes)
+    rows: list[tuple[str, ...]] = [VARIANT_HEADINGS]
+    for figure in FIGURES:
+        found = [values.get((side, figure.workload, figure.key), []) for side in ("academy_hpc", *VARIANTS)]
+        if any(found[1:]):
+            medians = [statistics.median(each) if each else None for each in found]
+            rows.append(_variant_row(figure, scale, medians))
+    return "\n".join(["", *_aligned(rows)]) if rows[1:] else ""
+
+
+def _variant_row(figure: Figure, scale: Scale, medians: list[float | None]) -> tuple[str, ...]:
+    plain = medians[0]
+    durable = dict(zip(("plain", *VARIANTS), medians, strict=True))["academy_hpc+durable"]
+    cells = ["-" if plain is None else _number(plain)]
+    for median in medians[1:]:
+        share = f" ({median / plain:.2f}x)" if median is not None and plain else ""
+        cells.append("-" if median is None else _number(median) + share)
+    target, met = "", ""
+    if figure.durable_at_least is not None:
+        target = f"durable >= {figure.durable_at_least:.2f}x"
+        if plain is not None and durable is not None:
+            met = "yes" if durable >= plain * figure.durable_at_least else "NO"
+    return (figure.label.format(**asdict(scale)), figure.unit, *cells, target, met)
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join([*lines, *_errors(outcomes)])
+    return lines
 
 
 def _row(figure: Figure, scale: Scale, theirs: list[float], ours: list[float]) -> tuple[str, ...]:

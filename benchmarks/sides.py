@@ -6,13 +6,20 @@ Nothing is imported before `load`: a measuring process must pay for one package 
 
 import asyncio
 import importlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["MODULES", "SIDES", "Side", "load"]
+__all__ = ["MODULES", "SIDES", "VARIANTS", "Side", "load"]
 
 SIDES = ("academy", "academy_hpc")
+
+#: academy_hpc with other options of `spawn_http_exchange`; ``durable`` becomes a state directory on a disk.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "academy_hpc+tls": {"tls": True},
+    "academy_hpc+durable": {"durable": True},
+    "academy_hpc+durable+tls": {"durable": True, "tls": True},
+}
 
 #: Where each name lives; also what the import-time workload imports.
 MODULES: dict[str, dict[str, str]] = {
@@ -44,6 +51,8 @@ class Side:
     """One package: its classes and functions by their common names."""
 
     name: str
+    options: Mapping[str, Any]
+    """What makes it a variant."""
     Agent: Any
     action: Any
     Handle: Any
@@ -77,10 +86,13 @@ class Side:
 
 def load(name: str) -> Side:
     """Import one side. Raises KeyError for an unknown name and ImportError where the package is missing."""
-    modules = MODULES[name]
+    package = name if name in MODULES else "academy_hpc"
+    options = {} if name == package else VARIANTS[name]
+    modules = MODULES[package]
     found = {key: getattr(importlib.import_module(modules[key]), key) for key in modules}
-    runner = importlib.import_module("academy_hpc.worker").event_runner if name == "academy_hpc" else asyncio.Runner
-    return Side(name=name, event_runner=runner, **found, **_agent_classes(found["Agent"], found["action"]))
+    runner = importlib.import_module("academy_hpc.worker").event_runner if package == "academy_hpc" else asyncio.Runner
+    classes = _agent_classes(found["Agent"], found["action"])
+    return Side(name=name, options=options, event_runner=runner, **found, **classes)
 
 
 def _agent_classes(agent: Any, action: Any) -> dict[str, Any]:
