@@ -64,10 +64,18 @@ class Box:
         self.items: dict[int, Item] = {}
         self.last_seq = 0
         self.pending: dict[uuid.UUID, Header] = {}
+        self.dead: dict[uuid.UUID, Item] = {}
         self.completed = 0
         self.outgoing = 0
         self.shared = False
         self.listener: Listener | None = None
+
+    def died(self, item: Item) -> None:
+        """The last two are kept."""
+        self.dead.pop(item.header.tag, None)
+        self.dead[item.header.tag] = item
+        for tag in list(self.dead)[:-2]:
+            del self.dead[tag]
 
     def put(self, item: Item) -> None:
         self.last_seq += 1

@@ -38,7 +38,7 @@ __all__: list[str] = []
 
 OWNER = Caller("owner")
 GUEST = Caller("guest", frozenset({"guests"}))
-LIMITS = Limits(mailbox_messages=6, max_attempts=2)
+LIMITS = Limits(mailbox_messages=6, max_attempts=2, dead_letters=2)
 
 
 class RegistryMachine(RuleBasedStateMachine):
@@ -70,6 +70,7 @@ class RegistryMachine(RuleBasedStateMachine):
         """The exchange answers a request itself; its requester may be gone."""
         if box := self.boxes.get(header.src.uid):
             box.put(Item(header.response(), 0, error))
+            self.recognised.add((header.dest.uid, header.tag, "response"))
 
     def listener(self, entity: EntityId) -> tuple[Box, Listener]:
         """The mailbox and its listener, connected if it was not."""
@@ -123,10 +124,10 @@ class RegistryMachine(RuleBasedStateMachine):
             self.registry.terminate(entity, OWNER, effects)
         box = self.boxes.pop(entity.uid)
         self.gone[entity.uid] = MailboxCounters(box.completed, box.outgoing, box.completed)
-        self.recognised = {key for key in self.recognised if key[0] != entity.uid}
         error = errors.AgentTerminatedError if entity.role == "agent" else errors.UserTerminatedError
         for header in box.pending.values():
             self.answer(header, error)
+        self.recognised = {key for key in self.recognised if key[0] != entity.uid}
 
     @rule(entity=entities, shared=st.booleans())
     def share(self, entity: EntityId, shared: bool) -> None:
@@ -225,9 +226,30 @@ class RegistryMachine(RuleBasedStateMachine):
         if box.listener is not None:
             self.fenced_off(box, box.listener.session)
         box.listener = listener
-        for header in [box.items.pop(seq).header for seq in given_up]:
+        for item in [box.items.pop(seq) for seq in given_up]:
+            header = item.header
             if header.kind == "request" and box.pending.pop(header.tag, None) is not None:
+                box.died(item)
                 self.answer(header, errors.DeliveryFailedError)
+
+    @rule(entity=entities, data=st.data(), discard=st.booleans())
+    def put_back(self, entity: EntityId, data: st.DataObject, discard: bool) -> None:
+        """A dead letter is a new message for its receiver, and nothing more for its caller."""
+        box, effects = self.boxes[entity.uid], Effects()
+        if not box.dead:
+            return
+        tag = data.draw(st.sampled_from(list(box.dead)), label="tag")
+        if not discard and len(box.items) >= LIMITS.mailbox_messages:
+            with pytest.raises(errors.MailboxFullError):
+                self.registry.requeue(entity, tag, OWNER, effects)
+            assert effects.changes == []
+            return
+        with self.committed() as effects:
+            (self.registry.discard if discard else self.registry.requeue)(entity, tag, OWNER, effects)
+        item = box.dead.pop(tag)
+        if not discard:
+            box.put(Item(item.header, item.size))
+            box.pending[tag] = item.header
 
     def fenced_off(self, box: Box, former: uuid.UUID) -> None:
         """Whatever a listener does after a newer one has come has no effect."""
@@ -333,6 +355,8 @@ class RegistryMachine(RuleBasedStateMachine):
             self.registry.send(response, OWNER, effects, acknowledges=seq)
         if not repeated:
             self.accepted(response)
+        elif box.pending.pop(response.tag, None) is not None:  # it was put back: the caller has its answer
+            box.completed += 1
         box.items.pop(seq, None)
         if lost:  # accepted, but the confirmation is lost: the listener still works on it, and will send it again
             listener.connected = False
@@ -374,6 +398,13 @@ class RegistryMachine(RuleBasedStateMachine):
     def the_store_awaits_the_same_answers(self) -> None:
         pending = {(entry.uid, entry.header.tag) for entry in self.store.load().pending}
         assert pending == {(uid, tag) for uid, box in self.boxes.items() for tag in box.pending}
+
+    @invariant()
+    def dead_letters_are_kept(self) -> None:
+        for box in self.boxes.values():
+            assert [letter.tag for letter in self.registry.dead_letters(box.entity, OWNER)] == list(box.dead)
+        stored = [(letter.uid, letter.message.tag) for letter in self.store.load().dead]
+        assert set(stored) == {(uid, tag) for uid, box in self.boxes.items() for tag in box.dead}
 
     @invariant()
     def counters_are_as_the_protocol_says(self) -> None:
