@@ -10,13 +10,14 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version
 SOAK_SECONDS ?= 600
 CODE := academy_hpc tests examples benchmarks
 
-.PHONY: help demo test fuzz faults style format types imports check docs bench clean
+.PHONY: help demo test fuzz faults soak style format types imports check docs bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo      eight agents on Parsl workers talk through a private exchange on this machine'
 	@echo 'make test      all tests (ARGS="-k name" chooses some)'
-	@echo 'make faults    what breaks on purpose, then a soak of SOAK_SECONDS (600; ARGS="--seed 7" repeats one)'
+	@echo 'make faults    the tests that break things on purpose, then `make soak`'
+	@echo 'make soak      random faults for SOAK_SECONDS (600); ARGS="--seed 7" repeats those of a run'
 	@echo 'make check     style, types, imports, test: what must pass before a change is done'
 	@echo 'make fuzz      coverage-guided fuzzing of frames and routes, FUZZ_SECONDS=60 each'
 	@echo 'make format    put the code into the form that `make style` asks for'
@@ -32,6 +33,9 @@ test: $(VENV)/installed-dev
 
 faults: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/faults
+	$(MAKE) --no-print-directory soak
+
+soak: $(VENV)/installed-dev
 	$(BIN)/python -m tests.faults.soak --seconds $(SOAK_SECONDS) $(ARGS)
 
 # An input that breaks something is written into $(FUZZ)/found-*; give it to the same module to see it again.

@@ -134,6 +134,8 @@ class Snapshot(msgspec.Struct):
     ``dead``: dead letters, for each mailbox oldest first.
 
     ``recent``: the ids of the last messages of each source, as of `RecentIds.items`.
+
+    ``starts``: grows with each time that the state is loaded.
     """
 
     mailboxes: list[MailboxRow] = []
@@ -142,3 +144,4 @@ class Snapshot(msgspec.Struct):
     tombstones: list[uuid.UUID] = []
     recent: list[tuple[uuid.UUID, tuple[int, ...]]] = []
     dead: list[MessageDied] = []
+    starts: int = 0

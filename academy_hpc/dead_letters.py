@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import msgspec
 
 from academy_hpc.changes import DeadRemoved, MessageDied
+from academy_hpc.delivery import size_of
 from academy_hpc.identifiers import EntityId
 
 __all__ = ["DeadLetter", "DeadLetters"]
@@ -45,7 +46,7 @@ class DeadLetters:
         self.remove(letter.uid, letter.message.tag)
         self._letters[letter.uid, letter.message.tag] = letter
         self._mailboxes.setdefault(letter.uid, {})[letter.message.tag] = None
-        self._bytes += len(letter.message.body)
+        self._bytes += size_of(letter.message)
         dropped = []
         if len(self._mailboxes[letter.uid]) > self._per_mailbox:
             dropped.append((letter.uid, next(iter(self._mailboxes[letter.uid]))))
@@ -63,7 +64,7 @@ class DeadLetters:
         """Take one out; None if it is not there."""
         letter = self._letters.pop((uid, tag), None)
         if letter is not None:
-            self._bytes -= len(letter.message.body)
+            self._bytes -= size_of(letter.message)
             tags = self._mailboxes[uid]
             del tags[tag]
             if not tags:

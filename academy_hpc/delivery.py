@@ -9,7 +9,7 @@ Life of a message in its mailbox:
     READY      take         OUT        handed to the listener; counts as one attempt
     OUT        acknowledge  GONE       the listener has done with it
     OUT        release      READY      its listener is gone; goes back in its old place
-    OUT        give_up      GONE       its listener is gone for the last time allowed
+    OUT        give_up      GONE       as many listeners as allowed have died with it
     READY      give_up      GONE       nobody has listened for too long
     READY      acknowledge  GONE       it came from an earlier, resumed connection
     READY      hold         OUT        the resumed listener is still at work on it
@@ -18,7 +18,8 @@ Life of a message in its mailbox:
 
 A *session* is one listener's life, across reconnects. A new session fences off the earlier one; the same session
 coming back resumes: it says which number it has received last and which it still works on, and the mailbox treats
-the rest as acknowledged, so that a broken connection neither loses nor doubles a message.
+the rest as acknowledged, so that a broken connection neither loses nor doubles a message. A session that says good-bye
+(`detach`) has not died of what it leaves behind.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import msgspec
 
 from academy_hpc.message import Message
 
-__all__ = ["Delivery", "Mailbox", "Window"]
+__all__ = ["Delivery", "Mailbox", "Window", "size_of"]
 
 _READY, _OUT, _GONE = "READY", "OUT", "GONE"
 _TRANSITIONS = {
@@ -46,6 +47,14 @@ _TRANSITIONS = {
 }
 # Room for header and bookkeeping of one message when bytes are counted, so that empty bodies are not free.
 OVERHEAD_BYTES = 512
+
+
+def size_of(message: Message) -> int:
+    """The bytes that `message` counts for where it is kept. Names are as long as a sender likes."""
+    header = message.header
+    names = len(header.src.name or "") + len(header.dest.name or "")
+    versions = len(header.protocol_version or "") + len(header.academy_version)
+    return OVERHEAD_BYTES + names + versions + len(message.body)
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -64,11 +73,13 @@ class Delivery(msgspec.Struct, frozen=True):
 
 
 class _Entry:
-    __slots__ = ("attempts", "message", "state")
+    __slots__ = ("attempts", "deaths", "message", "size", "state")
 
     def __init__(self, message: Message, attempts: int = 0) -> None:
         self.message = message
+        self.size = size_of(message)
         self.attempts = attempts
+        self.deaths = 0  # of listeners that had it
         self.state = _READY
 
     def move(self, event: str) -> None:
@@ -79,6 +90,7 @@ class Mailbox:
     """The messages for one entity. Queues are made when first used: an idle mailbox is small."""
 
     __slots__ = (
+        "_detached",
         "_entries",
         "_out",
         "_ready",
@@ -94,6 +106,7 @@ class Mailbox:
         self.last_seq = last_seq
         self.session = session
         self.stored_bytes = 0
+        self._detached = False
         self._entries: dict[int, _Entry] | None = None
         self._ready: deque[int] | None = None
         self._out: dict[int, None] | None = None  # in the order of numbers: take hands out in order
@@ -121,7 +134,9 @@ class Mailbox:
         Attempts are not stored. Where there was a listener, the message counts as handed to it once, unless that very
         listener comes back and says that it did not get it: what must not run twice is rather not run again.
         """
-        self._add(seq, _Entry(message, 0 if self.session is None else 1))
+        entry = _Entry(message, 0 if self.session is None else 1)
+        entry.deaths = entry.attempts
+        self._add(seq, entry)
         self._restored = seq
 
     def take(self, window: Window, *, kept: int | None = None) -> list[Delivery]:
@@ -140,7 +155,6 @@ class Mailbox:
             self._out = {}
         while self._ready and self._ready[0] <= limit and len(self._unconsumed) < window.messages:
             entry = self._entries[self._ready[0]]
-            size = OVERHEAD_BYTES + len(entry.message.body)
             # One message may go beyond the limit: a listener reports what it read only when a part of the window is
             # full, and what is small must not keep out what is large until then.
             if self._window_bytes >= window.limit_bytes:
@@ -149,8 +163,8 @@ class Mailbox:
             entry.move("take")
             entry.attempts += 1
             self._out[seq] = None
-            self._unconsumed.append((seq, size))
-            self._window_bytes += size
+            self._unconsumed.append((seq, entry.size))
+            self._window_bytes += entry.size
             taken.append(Delivery(seq, entry.attempts, entry.message))
         return taken
 
@@ -177,14 +191,16 @@ class Mailbox:
         """`session` is the listener from now on; what earlier ones did not acknowledge is ready again, in order.
 
         Returns:
-            What is given up: it was handed out `max_attempts` times already.
+            What is given up: `max_attempts` listeners have died with it.
         """
+        died, self._detached = not self._detached, False
         self.session = session
         self._restored = 0
         back, given_up = [], []
         for seq in self._out or ():
             entry = self._entry(seq)
-            if entry.attempts >= max_attempts:
+            entry.deaths += died
+            if entry.deaths >= max_attempts:
                 given_up.append(Delivery(seq, entry.attempts, entry.message))
                 self._forget(seq, "give_up")
             else:
@@ -196,6 +212,10 @@ class Mailbox:
             self._ready = deque([*back, *(self._ready or ())])
         self._shrink()
         return given_up
+
+    def detach(self) -> None:
+        """The session ends in order; what it had waits for the next one."""
+        self._detached = True
 
     def give_up(self, tags: Collection[uuid.UUID]) -> list[Delivery]:
         """Forget the requests with these tags; there is no listener."""
@@ -221,11 +241,14 @@ class Mailbox:
         Returns:
             Numbers of the messages acknowledged by this.
         """
+        self._detached = False
         working = set(held)
         done = []
         self._out, self._ready = {}, deque()
         for seq in list(self._entries or ()):
             entry = self._entry(seq)
+            if seq <= self._restored:
+                entry.deaths = 0
             if seq > received:
                 if entry.state == _OUT:
                     entry.move("release")
@@ -258,7 +281,7 @@ class Mailbox:
             self._ready = deque()
         self._entries[seq] = entry
         self._ready.append(seq)
-        self.stored_bytes += OVERHEAD_BYTES + len(entry.message.body)
+        self.stored_bytes += entry.size
 
     def _entry(self, seq: int) -> _Entry:
         return (self._entries or {})[seq]
@@ -266,7 +289,7 @@ class Mailbox:
     def _forget(self, seq: int, event: str) -> None:
         entry = (self._entries or {}).pop(seq)
         entry.move(event)
-        self.stored_bytes -= OVERHEAD_BYTES + len(entry.message.body)
+        self.stored_bytes -= entry.size
 
     def _clear_window(self) -> None:
         self._unconsumed = None

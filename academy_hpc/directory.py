@@ -19,7 +19,6 @@ from academy_hpc.errors import (
     BadRequestError,
     ExchangeFullError,
     ForbiddenError,
-    MailboxTerminatedError,
     RefusedError,
 )
 from academy_hpc.identifiers import EntityId, terminated_error
@@ -59,18 +58,20 @@ NO_COUNTS = MailboxCounters()
 class Effects:
     """What follows from operations: collected over a batch, carried out by the shell in this order."""
 
-    __slots__ = ("changes", "ended", "freed", "given_up", "stored", "woken")
+    __slots__ = ("changes", "ended", "freed", "given_up", "repeated", "stored", "woken")
 
     def __init__(self) -> None:
         self.changes: list[Change] = []
-        # Mailboxes with something to take, mailboxes with new room, and mailboxes that are gone.
+        # Mailboxes with something to take, mailboxes with new room, and those whose listener has to end.
         self.woken: dict[uuid.UUID, None] = {}
         self.freed: dict[uuid.UUID, None] = {}
-        self.ended: dict[uuid.UUID, MailboxTerminatedError] = {}
+        self.ended: dict[uuid.UUID, RefusedError] = {}
         # Messages handed out too often; requests among them are answered, the shell only notes it.
         self.given_up: list[Delivery] = []
         # The highest number of the messages that were accepted, for each mailbox.
         self.stored: dict[uuid.UUID, int] = {}
+        # Something was done before, and is perhaps not kept yet: to be confirmed when it is.
+        self.repeated = False
 
 
 class Record:
@@ -81,6 +82,7 @@ class Record:
         "completed",
         "entity",
         "groups",
+        "guest",
         "kept",
         "listening",
         "mailbox",
@@ -104,6 +106,7 @@ class Record:
         self.outgoing = 0
         self.seen: float | None = None
         self.listening = False
+        self.guest: Caller | None = None  # who listens, if it is not the owner
 
     def usable_by(self, user: str, groups: frozenset[str]) -> bool:
         """Whether a user in these groups may do all but share it."""
@@ -137,11 +140,11 @@ class Directory:
             ExchangeFullError: There are as many mailboxes as there may be.
         """
         _owners_only(caller)
-        if entity.uid in self._tombstones:
-            return
         record = self._records.get(entity.uid)
         if record is not None:
             self._check_use(record, caller)
+        if record is not None or entity.uid in self._tombstones:
+            effects.repeated = True
             return
         if len(self._records) >= self._mailboxes:
             raise ExchangeFullError("mailboxes", self._mailboxes)
@@ -203,9 +206,13 @@ class Directory:
         self._set_groups(record, record.groups | {group}, effects)
 
     def unshare(self, entity: EntityId, group: str, caller: Caller, effects: Effects) -> None:
-        """Take back what `share` gave; harmless if it never did. Owner only."""
+        """Take back what `share` gave, also from who listens by it; harmless if it never did. Owner only."""
         record = self._owned(entity, caller)
         self._set_groups(record, record.groups - {group}, effects)
+        guest = record.guest
+        if record.listening and guest is not None and not record.usable_by(guest.user, guest.groups):
+            record.listening, record.guest = False, None
+            effects.ended[entity.uid] = ForbiddenError("Incorrect permissions")
 
     # Steps
 

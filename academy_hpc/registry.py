@@ -41,6 +41,13 @@ from academy_hpc.serialization import error_json
 
 __all__ = ["Limits", "Registry"]
 
+# A mailbox gets fewer messages than two to this power between two starts of its exchange.
+NUMBERS_OF_A_LIFE = 32
+
+# Of the room for messages. What fills it may be requests that stay until there are answers, their own or those that
+# their actions wait for.
+ANSWERS_SHARE = 1.25
+
 
 class Limits(msgspec.Struct, frozen=True):
     """What one exchange will hold. All have room for a large run; all are there to be hit by a mistake."""
@@ -53,7 +60,7 @@ class Limits(msgspec.Struct, frozen=True):
     mailbox_bytes: int = 256 * 1024 * 1024
     total_bytes: int = 2 * 1024 * 1024 * 1024
     max_attempts: int = 5
-    # Requests that were given up and are kept, of each mailbox, and all their bodies.
+    # Requests that were given up and are kept, of each mailbox, and all their bytes.
     dead_letters: int = 100
     dead_letter_bytes: int = 64 * 1024 * 1024
     tombstones: int = 50_000
@@ -81,15 +88,15 @@ class Registry(Directory):
         """Close a mailbox for good; every pending request of it is answered with an error. Raises ForbiddenError."""
         record = self._records.get(entity.uid)
         if record is None:
+            effects.repeated = True
             return
         self._check_acting(record, caller)
         pending = record.pending or {}
         self.stored_bytes -= record.mailbox.stored_bytes
         record.mailbox.terminate()
         self._close(record)
-        for header in pending.values():  # before the source is forgotten: it is the source of these answers, too
+        for header in pending.values():
             self._answer(header, AcademyErrorResponse(0, header.dest), effects)
-        self._recent.forget(entity.uid)
         self._dead.forget(entity.uid)
         effects.changes.append(MailboxTerminated(entity.uid))
         effects.ended[entity.uid] = terminated_error(record.entity)
@@ -122,8 +129,10 @@ class Registry(Directory):
                 self._await_answer(dest, source, header, effects)
             elif source is not None:
                 self._answered(source, header.tag, effects)
-        elif header.kind == "response" and source is not None:
-            self._answered(source, header.tag, effects)  # of a request that was put back: its caller has its answer
+        else:
+            effects.repeated = True
+            if header.kind == "response" and source is not None:
+                self._answered(source, header.tag, effects)  # of a request that was put back: its caller has its answer
         if acknowledges is not None and source is not None:
             self._acknowledge(source, (acknowledges,), effects)
 
@@ -164,17 +173,21 @@ class Registry(Directory):
         elif record.mailbox.session != session:
             raise ListenerSupersededError(record.entity)
         else:
+            effects.repeated = True
             before = record.mailbox.stored_bytes
             done = record.mailbox.resume(received=resume[0], held=resume[1])
             self._removed(record, done, before, effects)
         record.listening, record.seen = True, now
+        record.guest = None if caller.user == record.owner else caller
         effects.woken[entity.uid] = None
 
-    def detach(self, uid: uuid.UUID, session: uuid.UUID, *, now: float) -> None:
-        """The listener `session` is gone. What it did not acknowledge waits for the next one."""
+    def detach(self, uid: uuid.UUID, session: uuid.UUID, *, now: float, in_order: bool = False) -> None:
+        """The listener `session` is gone, or has ended `in_order`. What it did not acknowledge waits for the next."""
         record = self._records.get(uid)
         if record is not None and record.mailbox.session == session:
             record.listening, record.seen = False, now
+            if in_order:
+                record.mailbox.detach()
 
     def take(self, uid: uuid.UUID, session: uuid.UUID, window: Window) -> list[Delivery]:
         """What the listener `session` gets now; nothing if it is not the listener any more."""
@@ -287,7 +300,11 @@ class Registry(Directory):
     # Restoring
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Take over what a store holds; only on a new registry."""
+        """Take over what a store holds; only on a new registry.
+
+        Each life has numbers of its own: a message may have been handed out that the loss of power took from the store,
+        and whoever received it must not take another one for it.
+        """
         for uid in snapshot.tombstones:
             self._bury(uid, NO_COUNTS)
         for row in snapshot.mailboxes:
@@ -300,7 +317,7 @@ class Registry(Directory):
             self.stored_bytes += mailbox.stored_bytes - before
         for row in snapshot.mailboxes:
             record = self._records[row.entity.uid]
-            record.mailbox.last_seq = record.kept = row.last_seq
+            record.mailbox.last_seq = record.kept = max(row.last_seq, snapshot.starts << NUMBERS_OF_A_LIFE)
         for pending in snapshot.pending:
             self._pend(self._records[pending.uid], pending.header)
         for source, numbers in snapshot.recent:
@@ -309,18 +326,15 @@ class Registry(Directory):
 
     # Steps
 
-    def _is_full(self, mailbox: Mailbox) -> bool:
-        limits = self.limits
-        return len(mailbox) >= limits.mailbox_messages or mailbox.stored_bytes >= limits.mailbox_bytes
-
     def _check_room(self, dest: Record, message: Message) -> None:
-        limits = self.limits
+        limits, mailbox = self.limits, dest.mailbox
         if len(message.body) > limits.message_bytes:
             raise MessageTooLargeError(len(message.body), limits.message_bytes)
-        unanswered = len(dest.pending or ()) if message.is_request else 0
-        if self._is_full(dest.mailbox) or unanswered >= limits.mailbox_requests:
+        unanswered, share = (len(dest.pending or ()), 1.0) if message.is_request else (0, ANSWERS_SHARE)
+        full = len(mailbox) >= share * limits.mailbox_messages or mailbox.stored_bytes >= share * limits.mailbox_bytes
+        if full or unanswered >= limits.mailbox_requests:
             raise MailboxFullError(dest.entity, 0)
-        if self.stored_bytes + len(message.body) > limits.total_bytes:
+        if self.stored_bytes + len(message.body) > share * limits.total_bytes:
             raise ExchangeFullError("bytes", limits.total_bytes)
 
     def _store(self, dest: Record, message: Message, effects: Effects) -> None:
@@ -352,9 +366,9 @@ class Registry(Directory):
 
     def _answer(self, header: Header, body: Body, effects: Effects) -> None:
         """Put the exchange's own answer to the request `header` into the requester's mailbox, if there is one."""
-        requester = self._records.get(header.src.uid)
-        if requester is not None:
-            self._store(requester, Message(header.response(), encode_body(body)), effects)
+        requester, answer = self._records.get(header.src.uid), header.response()
+        if requester is not None and answer not in self._recent:  # of a request that was put back, it has an answer
+            self._store(requester, Message(answer, encode_body(body)), effects)
 
     def _acknowledge(self, record: Record, seqs: Iterable[int], effects: Effects) -> None:
         before = record.mailbox.stored_bytes

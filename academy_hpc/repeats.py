@@ -53,10 +53,6 @@ class RecentMessages:
         if len(self._sources) > self._limit:
             self._sources.popitem(last=False)
 
-    def forget(self, source: uuid.UUID) -> None:
-        """The source will not send again."""
-        self._sources.pop(source, None)
-
 
 class RecentIds:
     """The same ids in the same order, without the look-up: what a store keeps of them."""
@@ -83,10 +79,6 @@ class RecentIds:
     def restore(self, source: uuid.UUID, numbers: Iterable[int]) -> None:
         """Take back what `items` gave, in its order."""
         self._sources[source] = list(numbers)
-
-    def forget(self, source: uuid.UUID) -> None:
-        """The source will not send again."""
-        self._sources.pop(source, None)
 
     def items(self) -> Iterator[tuple[uuid.UUID, tuple[int, ...]]]:
         """Each source with its numbers, oldest first; the source that sent last comes last."""

@@ -107,6 +107,7 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
         self._cancelled: set[uuid.UUID] = set()
         self._shutdown = asyncio.Event()
         self._started = asyncio.Event()
+        self._gate = asyncio.Lock()  # held while the agent starts; who waits at it goes through in order
         self._ended = asyncio.Event()
         self._failed_start = False
         self._expected = True
@@ -126,6 +127,7 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
             Exception: What `agent_on_startup` or `agent_on_shutdown` raised.
         """
         token = None
+        await self._gate.acquire()
         try:
             self._client = await self._factory.create_agent_client(self._registration, self._handle)
             token = exchange_client.set(self._client)
@@ -198,6 +200,7 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
     async def _start(self, client: AgentExchangeClient) -> bool:
         self._failed_start = not await self._call_safely(self.agent.agent_on_startup)
         self._started.set()
+        self._gate.release()
         if self._failed_start:
             await client.wait_handled()  # who asked is told that it did not start
         return not self._failed_start
@@ -306,8 +309,8 @@ class Runtime(NoPickleMixin, Generic[AgentT]):
     # Requests
 
     async def _handle(self, request: Message) -> None:
-        if not self._started.is_set():
-            await self._started.wait()
+        async with self._gate:
+            pass
         version = request.header.protocol_version
         if version != PROTOCOL_VERSION and not compatible(version):
             await self._answer(request, AcademyErrorResponse(INCOMPATIBLE_VERSION, self.agent_id))

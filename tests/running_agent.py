@@ -69,8 +69,9 @@ async def running(
             await made.ended()
 
 
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait until `condition` holds. Raises TimeoutError."""
+async def until(condition: Callable[[], Any]) -> Any:
+    """Wait until `condition` holds; what it gave then. Raises TimeoutError."""
     async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - conditions of agents, which set no event for a test
+        while not (value := condition()):  # noqa: ASYNC110 - conditions of agents, which set no event for a test
             await asyncio.sleep(0.001)
+    return value

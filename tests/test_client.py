@@ -20,6 +20,7 @@ from academy_hpc.errors import (
     ExchangeUnavailableError,
     InvalidClientError,
     MailboxTerminatedError,
+    MessageTooLargeError,
     UserTerminatedError,
 )
 from academy_hpc.exchange.client import AgentExchangeClient, ExchangeClient, UserExchangeClient, current_client
@@ -27,7 +28,7 @@ from academy_hpc.exchange.http.client import HttpAgentRegistration, HttpExchange
 from academy_hpc.exchange.transport import MailboxStatus
 from academy_hpc.handle import Handle
 from academy_hpc.identifiers import AgentId
-from academy_hpc.message import ActionRequest, Message, PingRequest, SuccessResponse
+from academy_hpc.message import ActionRequest, ActionResponse, Message, PingRequest, SuccessResponse
 from academy_hpc.runtime import Runtime
 from tests.exchange_server import RunningExchange
 from tests.running_agent import running, running_user, until
@@ -180,6 +181,28 @@ async def test_a_repeated_answer_is_noted_at_debug_and_dropped(caplog: pytest.Lo
         dropped = [record for record in caplog.records if "dropped" in record.message]
         assert [record.levelno for record in dropped] == [logging.DEBUG]  # the exchange had dropped the repeats itself
         await until(lambda: not user._transport._channel._link._held)  # type: ignore[attr-defined]
+
+
+async def test_an_answer_that_can_not_come_is_not_waited_for() -> None:
+    async with running_user() as user, await user.factory().create_user_client() as other:
+        await other.terminate(user.client_id)
+        await user.wait_ended()
+        with pytest.raises(UserTerminatedError):
+            user.expect(uuid.uuid4())
+
+
+async def test_an_answer_that_was_refused_and_is_sent_again_acknowledges_its_request() -> None:
+    async with running_user() as user, await user.factory().create_user_client(start_listener=False) as full:
+        registration = await user.register_agent(Sleeper)
+        received: asyncio.Queue[Message] = asyncio.Queue()
+        async with await user.factory().create_agent_client(registration, received.put) as agent:
+            await full.send(Message.create(full.client_id, agent.client_id, PingRequest()))
+            request = await received.get()
+            with pytest.raises(MessageTooLargeError):
+                await agent.send(request.create_response(ActionResponse(("", "x" * (64 << 20)), "json")))
+            await agent.send(request.create_response(SuccessResponse()))
+            assert not agent._requests
+            await until(lambda: not agent._transport._channel._link._held)  # type: ignore[attr-defined]
 
 
 async def test_an_expected_answer_that_nobody_wants_any_more_is_forgotten() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from academy_hpc.agent import Agent
 from academy_hpc.changes import DeadRemoved, MessageDied
 from academy_hpc.dead_letters import DeadLetter, DeadLetters
+from academy_hpc.delivery import size_of
 from academy_hpc.errors import BadEntityIdError, DeliveryFailedError, ForbiddenError, MailboxFullError
 from academy_hpc.exchange.http.client import HttpExchangeFactory
 from academy_hpc.exchange.http.spawn import spawn_http_exchange
@@ -107,6 +109,18 @@ def test_the_caller_of_a_request_that_was_put_back_hears_nothing_more() -> None:
     assert exchange.received(exchange.agent) == []
 
 
+@pytest.mark.parametrize("end", ["terminated", "killed"])
+def test_nor_does_it_hear_of_another_end_of_what_was_put_back(end: str) -> None:
+    exchange = Exchange()
+    message = give_up(exchange)
+    requeue(exchange, message.tag)
+    if end == "terminated":
+        exchange.terminate(exchange.agent)
+    else:
+        give_up(exchange, message)
+    assert [received.tag for received in exchange.received(exchange.user)] == [message.tag]
+
+
 def test_a_request_that_kills_its_agent_again_is_a_dead_letter_again() -> None:
     exchange = Exchange()
     message = give_up(exchange)
@@ -177,9 +191,11 @@ def died(entity: EntityId, size: int, at: float) -> MessageDied:
 
 def test_all_together_take_no_more_than_the_bytes_they_may() -> None:
     """The oldest go first, of whatever mailbox; one that is too large alone is not kept."""
-    kept = DeadLetters(per_mailbox=10, limit_bytes=100)
     one, other = AgentId.new(), AgentId.new()
-    first, second, third, large = died(one, 60, 1.0), died(other, 40, 2.0), died(other, 30, 3.0), died(one, 101, 4.0)
+    empty = size_of(died(one, 0, 0.0).message)
+    kept = DeadLetters(per_mailbox=10, limit_bytes=100 + 2 * empty)
+    first, second, third = died(one, 60, 1.0), died(other, 40, 2.0), died(other, 30, 3.0)
+    large = died(one, 101 + empty, 4.0)
     assert kept.add(first) == kept.add(second) == []
     assert kept.add(third) == [DeadRemoved(one.uid, (first.message.tag,))]
     assert [letter.size_bytes for letter in kept.of(other.uid)] == [40, 30]
@@ -193,14 +209,14 @@ def test_a_dead_letter_is_found_and_put_back_through_the_client_also_after_a_cra
         async with await factory.create_user_client() as user:
             registration = await user.register_agent(Agent)
             call = asyncio.create_task(Handle(registration.agent_id).ping())
-            for _ in range(ATTEMPTS + 1):
-                async with await factory.create_transport(registration.agent_id, registration=registration) as agent:
-                    async for _ in agent.listen(10):
+            async with contextlib.AsyncExitStack() as stack:  # each is replaced before it could say good-bye
+                for _ in range(ATTEMPTS + 1):
+                    agent = await factory.create_transport(registration.agent_id, registration=registration)
+                    await stack.enter_async_context(agent)
+                    async for _ in agent.listen(1):
                         break
-                    if call.done():
-                        break
-            with pytest.raises(DeliveryFailedError):
-                await call
+                with pytest.raises(DeliveryFailedError):
+                    await call
             assert await user.dead_letters(registration.agent_id) != ()
             return registration.agent_id, user.client_id
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from academy_hpc import delivery
-from academy_hpc.delivery import OVERHEAD_BYTES, Delivery, Mailbox, Window
+from academy_hpc.delivery import OVERHEAD_BYTES, Delivery, Mailbox, Window, size_of
 from academy_hpc.identifiers import AgentId, UserId
 from academy_hpc.message import Header, Message
 
@@ -102,15 +102,17 @@ def test_a_message_that_was_not_handed_out_cannot_be_acknowledged(mailbox: Mailb
 
 
 def test_bytes_are_counted_with_room_for_the_bookkeeping() -> None:
-    """A message counts for its body and a fixed amount, so that empty bodies are not free."""
+    """A message counts for its texts and a fixed amount, so that empty bodies are not free, nor are long names."""
     mailbox = Mailbox()
     mailbox.put(message(1000))
     mailbox.put(message(0))
-    assert mailbox.stored_bytes == 1000 + 2 * OVERHEAD_BYTES
+    assert 1000 + 2 * OVERHEAD_BYTES <= mailbox.stored_bytes < 1100 + 2 * OVERHEAD_BYTES
     start(mailbox)
     mailbox.take(ALL)
     mailbox.acknowledge([1])
-    assert mailbox.stored_bytes == OVERHEAD_BYTES
+    assert mailbox.stored_bytes == size_of(message(0))
+    named = UserId.new("x" * 1000)
+    assert size_of(Message(Header(named, named, uuid.uuid4(), "request", None, "1" * 500, "1" * 500), b"")) == 3512
 
 
 # The window
@@ -129,7 +131,7 @@ def test_no_more_bytes_are_out_than_the_window_allows() -> None:
     for _ in range(4):
         mailbox.put(message(1000))
     start(mailbox)
-    window = Window(limit_bytes=2 * (1000 + OVERHEAD_BYTES))
+    window = Window(limit_bytes=2 * size_of(message(1000)))
     assert numbers(mailbox.take(window)) == [1, 2]
     assert mailbox.take(window) == []
     mailbox.consumed(1)
@@ -206,6 +208,25 @@ def test_a_message_is_given_up_after_as_many_attempts_as_allowed(mailbox: Mailbo
         assert numbers(given_up) == ([1] if attempt == 3 else [])
     assert (given_up[0].attempt, len(mailbox)) == (3, 4)
     assert numbers(mailbox.take(ALL)) == [2, 3, 4, 5]
+
+
+def test_a_listener_that_ends_in_order_has_not_died_of_what_it_leaves_behind(mailbox: Mailbox) -> None:
+    """Jobs may end at their walltime as often as they like. But that it was handed out before is told."""
+    for attempt in range(1, 10):
+        assert attempts(mailbox.take(Window(messages=1))) == [attempt]
+        mailbox.detach()
+        assert start(mailbox, max_attempts=2) == []
+    mailbox.take(Window(messages=1))
+    assert start(mailbox, max_attempts=2) == []
+    mailbox.take(Window(messages=1))
+    assert numbers(start(mailbox, max_attempts=2)) == [1]
+
+
+def test_a_listener_that_comes_back_after_all_may_still_die(mailbox: Mailbox) -> None:
+    mailbox.take(Window(messages=1))
+    mailbox.detach()
+    mailbox.resume(received=1, held=[1])
+    assert numbers(start(mailbox, max_attempts=1)) == [1]
 
 
 def test_what_was_never_handed_out_is_never_given_up(mailbox: Mailbox) -> None:

@@ -282,6 +282,14 @@ def test_a_spawned_exchange_lets_in_its_owner_and_who_has_a_token_of_globus(
         assert hidden not in shown
 
 
+def test_an_exchange_with_globus_speaks_tls_on_loopback_too() -> None:
+    """For no server has to prove anything else before it is shown a token of Globus."""
+    with spawn_http_exchange("127.0.0.1", 0, globus=SETTINGS) as owners:
+        others = owners.connection_info.for_globus()
+    assert others.fingerprint is not None
+    assert [url.partition(":")[0] for url in others.urls] == ["https"]
+
+
 def _child(factory: HttpExchangeFactory) -> int:
     async def ask() -> int:
         pinned = True if info.fingerprint is None else aiohttp.Fingerprint(bytes.fromhex(info.fingerprint))

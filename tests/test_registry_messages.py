@@ -11,6 +11,7 @@ from academy_hpc.changes import MessagesRemoved, Snapshot
 from academy_hpc.directory import Effects, MailboxCounters
 from academy_hpc.identifiers import AgentId, UserId
 from academy_hpc.message import AcademyErrorResponse, ActionRequest, Message, SuccessResponse, UserErrorResponse
+from academy_hpc.registry import Registry
 from academy_hpc.serialization import deserialize_exception
 from tests.stored_registry import ALL, OWNER, Exchange
 
@@ -40,13 +41,12 @@ def test_every_pending_request_of_a_terminated_mailbox_is_answered_once(exchange
 
 
 def test_requesters_that_are_gone_are_passed_over(exchange: Exchange) -> None:
-    exchange.request()
-    stray = exchange.request(source=UserId.new("without mailbox"))
-    exchange.request(source=exchange.agent)  # to itself
+    sent = [exchange.request(), exchange.request(source=UserId.new("without mailbox"))]
+    sent.append(exchange.request(source=exchange.agent))  # to itself
     exchange.terminate(exchange.user)
     effects = exchange.terminate(exchange.agent)
     assert list(effects.woken) == []
-    recent = [(stray.src.uid, (stray.tag.int,))]
+    recent = [(message.src.uid, (message.tag.int,)) for message in sent]
     assert exchange.store.load() == Snapshot(tombstones=[exchange.user.uid, exchange.agent.uid], recent=recent)
     assert exchange.registry.stored_bytes == 0
 
@@ -286,3 +286,19 @@ def test_what_the_store_has_not_kept_yet_is_handed_to_nobody() -> None:
     assert exchange.take(exchange.agent) == []
     exchange.commit(effects)
     assert [delivery.message for delivery in exchange.take(exchange.agent)] == [message]
+
+
+def test_a_number_that_was_lost_with_the_power_does_not_come_again() -> None:
+    """A message may be handed out before the disk has it. Whoever received it must not take a later one for it."""
+    exchange = Exchange()
+    exchange.listen(exchange.agent)
+    on_disk = exchange.store.load()
+    exchange.request()
+    [lost] = exchange.take(exchange.agent)
+    on_disk.starts = 1
+    exchange.registry = Registry(exchange.limits)
+    exchange.registry.restore(on_disk)
+    exchange.request()
+    exchange.listen(exchange.agent, resume=(lost.seq, [lost.seq]))
+    [after] = exchange.take(exchange.agent)
+    assert after.seq > lost.seq

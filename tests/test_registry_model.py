@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 from academy_hpc import errors
-from academy_hpc.delivery import OVERHEAD_BYTES, Window
+from academy_hpc.delivery import Window, size_of
 from academy_hpc.directory import Caller, Effects, MailboxCounters
 from academy_hpc.exchange.store.memory import MemoryStore
 from academy_hpc.identifiers import AgentId, EntityId, UserId
@@ -68,9 +68,10 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def answer(self, header: Any, error: type[errors.AcademyError]) -> None:
         """The exchange answers a request itself; its requester may be gone."""
-        if box := self.boxes.get(header.src.uid):
+        key = header.dest.uid, header.tag, "response"
+        if (box := self.boxes.get(header.src.uid)) and key not in self.recognised:
             box.put(Item(header.response(), 0, error))
-            self.recognised.add((header.dest.uid, header.tag, "response"))
+            self.recognised.add(key)
 
     def listener(self, entity: EntityId) -> tuple[Box, Listener]:
         """The mailbox and its listener, connected if it was not."""
@@ -94,7 +95,7 @@ class RegistryMachine(RuleBasedStateMachine):
         box = self.boxes.get(message.dest.uid)
         if box is None:
             return errors.MailboxTerminatedError if message.dest.uid in self.gone else errors.BadEntityIdError
-        if not repeated and len(box.items) >= LIMITS.mailbox_messages:
+        if not repeated and len(box.items) >= LIMITS.mailbox_messages * (1 if message.is_request else 1.25):
             return errors.MailboxFullError
         return None
 
@@ -127,7 +128,6 @@ class RegistryMachine(RuleBasedStateMachine):
         error = errors.AgentTerminatedError if entity.role == "agent" else errors.UserTerminatedError
         for header in box.pending.values():
             self.answer(header, error)
-        self.recognised = {key for key in self.recognised if key[0] != entity.uid}
 
     @rule(entity=entities, shared=st.booleans())
     def share(self, entity: EntityId, shared: bool) -> None:
@@ -418,7 +418,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @invariant()
     def bytes_are_those_of_the_stored_messages(self) -> None:
         stored = self.store.load().messages
-        assert self.registry.stored_bytes == sum(OVERHEAD_BYTES + len(entry.message.body) for entry in stored)
+        assert self.registry.stored_bytes == sum(size_of(entry.message) for entry in stored)
 
     @invariant()
     def open_agents_are_discovered_in_the_order_of_registration(self) -> None:

@@ -68,21 +68,15 @@ def test_what_is_recognised_is_the_same_before_and_after_a_restart() -> None:
     assert recognised() == [False] * 3 + [True] * 2 + [False] * 2 + [True]
 
 
-def test_a_terminated_source_is_forgotten() -> None:
+def test_a_repeat_from_a_source_that_is_terminated_meanwhile_is_recognised() -> None:
+    """A user sends and leaves; both are done, its connection breaks, and it asks for both again."""
     exchange = Exchange()
     source = exchange.create(UserId.new())
     message = exchange.request(source)
     exchange.terminate(source)
-    assert not exchange.registry.is_repeat(message.header)
+    assert exchange.registry.is_repeat(message.header)
     exchange.restart()
-    assert not exchange.registry.is_repeat(message.header)
-
-
-def test_answers_of_the_exchange_are_not_kept_for_a_source_that_is_gone() -> None:
-    exchange = Exchange()
-    exchange.request()
-    exchange.terminate(exchange.agent)
-    assert [source for source, _ in exchange.store.load().recent] == [exchange.user.uid]
+    assert exchange.registry.is_repeat(message.header)
 
 
 def test_ids_are_bounded_and_come_back_in_order() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import uuid
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from academy_hpc import runtime as runtime_module
-from academy_hpc.agent import RuntimeConfig, action
+from academy_hpc.agent import Agent, RuntimeConfig, action
 from academy_hpc.errors import (
     ActionInterruptedError,
     ActionInvalidStateError,
@@ -19,7 +20,7 @@ from academy_hpc.errors import (
     IncompatibleProtocolError,
     ListenerSupersededError,
 )
-from academy_hpc.exchange.client import UserExchangeClient
+from academy_hpc.exchange.client import AgentExchangeClient, UserExchangeClient
 from academy_hpc.exchange.transport import MailboxStatus
 from academy_hpc.handle import Handle
 from academy_hpc.message import (
@@ -134,32 +135,53 @@ async def test_an_answer_waits_for_room_in_the_mailbox_of_its_caller(
     agent.release.set()
     async with running_user(mailbox_messages=2, full_wait_s=0.05) as user, running(agent, user) as run:
         async with await user.factory().create_transport(name="slow reader") as caller:
-            for number in range(3):
+            for number in range(4):
                 arguments = serialize((number,), "json"), serialize({}, "json"), "json"
                 body = ActionRequest("run", *arguments)
                 await caller.send(Message.create(caller.mailbox_id, run.registration.agent_id, body))
                 await asyncio.sleep(0.02)
-            await asyncio.sleep(0.3)  # the third answer is refused several times
-            assert agent.started == [0, 1, 2]
+            await asyncio.sleep(0.3)  # the fourth answer is refused several times
+            assert agent.started == [0, 1, 2, 3]
             results = [message.decoded().result[1] async for message in caller.listen(1)]
-        assert sorted(results) == ["0", "1", "2"]
+        assert sorted(results) == ["0", "1", "2", "3"]
         assert await run.handle.quick() == "quick"
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+class Delegating(Agent):
+    """Does what it is asked by asking another."""
+
+    def __init__(self, other: Handle[WaitingAgent]) -> None:
+        self._other = other
+
+    @action
+    async def run(self, number: int) -> int:
+        await asyncio.sleep(0.1)
+        return int(await self._other.run(number))
+
+
+async def test_answers_reach_an_agent_whose_mailbox_is_full_of_the_requests_that_wait_for_them() -> None:
+    other = WaitingAgent()
+    other.release.set()
+    async with running_user(mailbox_messages=4) as user, running(other, user) as helper:
+        async with running(Delegating(Handle(helper.registration.agent_id)), user) as run, asyncio.timeout(PATIENCE_S):
+            calls = [run.handle.run(number) for number in range(12)]  # most of them wait for room
+            assert await asyncio.gather(*calls) == list(range(12))
 
 
 # Again
 
 
-async def take_and_die(user: UserExchangeClient, registration: Any, *, requests: int) -> None:
-    """Be an agent that takes that many requests, and is gone before it answers."""
+async def take(user: UserExchangeClient, registration: Any, *, requests: int) -> AgentExchangeClient:
+    """Be an agent that takes that many requests, and does not answer."""
     got: list[Message] = []
 
-    async def take(request: Message) -> None:
+    async def keep(request: Message) -> None:
         got.append(request)
 
-    client = await user.factory().create_agent_client(registration, take)
+    client = await user.factory().create_agent_client(registration, keep)
     await until(lambda: len(got) == requests)
-    await client.close()
+    return client
 
 
 async def test_a_request_that_was_not_answered_is_run_again_unless_declared_otherwise() -> None:
@@ -169,7 +191,7 @@ async def test_a_request_that_was_not_answered_is_run_again_unless_declared_othe
         registration = await user.register_agent(WaitingAgent)
         handle: Handle[WaitingAgent] = Handle(registration.agent_id)
         again, once = call(handle, "run", 1), call(handle, "run_once", 2)
-        await take_and_die(user, registration, requests=2)
+        await (await take(user, registration, requests=2)).close()
         async with running(agent, user, registration=registration):
             assert await again == 1
             with pytest.raises(ActionInterruptedError, match="'run_once' was interrupted") as caught:
@@ -180,15 +202,18 @@ async def test_a_request_that_was_not_answered_is_run_again_unless_declared_othe
 
 
 async def test_a_request_that_kills_its_agent_each_time_is_given_up() -> None:
-    async with running_user(max_attempts=3) as user:
+    """Agents that end in order, as at their walltime, have not died of it."""
+    async with running_user(max_attempts=3) as user, contextlib.AsyncExitStack() as dead:
         registration = await user.register_agent(WaitingAgent)
         deadly = call(Handle(registration.agent_id), "run", 1)
-        for _ in range(3):
-            await take_and_die(user, registration, requests=1)
+        for _ in range(5):
+            await (await take(user, registration, requests=1)).close()
+        for _ in range(3):  # the next one comes before they could say good-bye
+            dead.push_async_callback((await take(user, registration, requests=1)).close)
         async with running(WaitingAgent(), user, registration=registration) as run:
             with pytest.raises(DeliveryFailedError) as caught:
                 await deadly
-            assert caught.value.attempts == 3
+            assert caught.value.attempts == 8
             assert await run.handle.quick() == "quick"
 
 

@@ -20,6 +20,7 @@ from academy_hpc.errors import (
 )
 from academy_hpc.exchange.transport import MailboxStatus
 from academy_hpc.handle import Handle
+from academy_hpc.message import Message
 from academy_hpc.runtime import Runtime
 from tests.exchange_server import running_exchange
 from tests.running_agent import PATIENCE_S, running, running_user, until
@@ -78,6 +79,35 @@ async def test_an_agent_that_is_not_registered_or_terminated_does_not_start(know
             with pytest.raises(BadEntityIdError):
                 await runtime.run_until_complete()
             assert await waiting is False
+
+
+class SlowStart(WaitingAgent):
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+        self.release.set()
+
+    async def agent_on_startup(self) -> None:
+        await self.go.wait()
+
+
+async def test_requests_that_come_while_the_agent_starts_are_carried_out_in_order() -> None:
+    """Also the last of them, which comes at the very moment when the agent has started."""
+    agent = SlowStart()
+    async with running_user() as user, running(agent, user, wait=False) as run:
+        client = await until(lambda: run.runtime._client)
+        arrived: list[Message] = []
+        take_in = client._on_request
+        client._on_request = arrived.append  # type: ignore[method-assign]
+        calls = [call(run.handle, "run", number) for number in range(6)]
+        await until(lambda: len(arrived) == 6)
+        for message in arrived[:5]:
+            take_in(message)
+        await asyncio.sleep(0)
+        agent.go.set()
+        take_in(arrived[5])
+        await asyncio.gather(*calls)
+        assert agent.started == list(range(6))
 
 
 def test_the_configuration_travels_as_json() -> None:

@@ -180,6 +180,19 @@ async def test_no_line_of_an_event_is_too_long_for_academy(size: int) -> None:
             assert line == b"" or line.startswith((b"data: ", b"retry: "))
 
 
+@pytest.mark.parametrize("item", ["1", "[]", '"a,[{"', '{"k": "\\\\\\""}'])
+async def test_no_event_is_much_longer_than_its_message_however_deep_it_is_nested(item: str) -> None:
+    """Else one agent's message could take all of the exchange's memory."""
+    async with rest_exchange() as (rest, _):
+        await rest.create(dest := user())
+        content = message(user(), dest, json.loads("[" * 500 + ",".join([item] * 150_000) + "]" * 500))
+        assert (await rest.put(content)).status == 200
+        async with rest.listen(dest, 0.2) as events:
+            raw = await events.read_to_end()
+        assert len(raw) < len(text_of(content)) + 1_000
+        assert events.messages == [content]
+
+
 async def test_line_breaks_between_the_tokens_of_a_message_do_not_break_its_event() -> None:
     async with rest_exchange() as (rest, _):
         await rest.create(dest := user())

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import psutil
 import pytest
 
@@ -32,6 +33,7 @@ from academy_hpc.errors import ConnectionInfoError, ExchangeStartError
 from academy_hpc.exchange.http import process
 from academy_hpc.exchange.http.connection import ConnectionInfo
 from academy_hpc.exchange.http.identity import Identity
+from academy_hpc.exchange.http.probe import ask_first
 from academy_hpc.exchange.http.spawn import spawn_http_exchange
 
 __all__: list[str] = []
@@ -260,6 +262,16 @@ def test_an_address_is_advertised_first_and_the_rest_stays() -> None:
         first, *others = factory.connection_info.urls
         assert first.startswith("https://gateway.example:")
         who(factory.connection_info, others[0])
+
+
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_an_exchange_on_ipv6_without_tls_proves_itself_as_well(host: str) -> None:
+    if not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this machine has no IPv6")
+    with spawn_http_exchange(host, 0, tls=False) as factory:
+        info = factory.connection_info
+        url, _ = ask_first(msgspec.structs.replace(info, urls=info.urls[-1:]), timeout_s=5)
+        assert url.startswith("http://[::1]:")
 
 
 def test_an_ipv6_wildcard_takes_both_families() -> None:

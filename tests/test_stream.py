@@ -18,6 +18,7 @@ from academy_hpc.agent import Agent
 from academy_hpc.delivery import Window
 from academy_hpc.directory import Caller, Effects
 from academy_hpc.errors import (
+    AcademyError,
     AgentTerminatedError,
     BadEntityIdError,
     ExchangeChangedError,
@@ -352,6 +353,41 @@ async def test_a_connection_that_breaks_again_and_again_is_not_opened_without_pa
             proxy.refuse(False)
 
 
+async def test_what_an_agent_did_before_its_end_is_asked_for_before_it_on_a_new_connection_too() -> None:
+    async with running_exchange() as exchange, running_proxy(exchange.port) as proxy:
+        async with await transport(exchange.factory) as user:
+            registration = await user.register_agent(Agent)
+            factory = exchange.factory_at(proxy.port)
+            async with await factory.create_transport(registration.agent_id, registration=registration) as agent:
+                await user.send(Message.create(user.mailbox_id, registration.agent_id, PingRequest()))
+                request = await anext(agent.listen(5))
+                proxy.refuse(True)
+                proxy.cut()
+                await asyncio.sleep(0.05)
+                lost: list[AcademyError] = []
+                await agent.post(request.create_response(SuccessResponse()), lost.append, acknowledges=request)
+                end = asyncio.create_task(agent.terminate(registration.agent_id))
+                await asyncio.sleep(0.01)
+                proxy.refuse(False)
+                await end
+                assert isinstance((await anext(user.listen(5))).decoded(), SuccessResponse)
+                assert not lost
+
+
+async def test_what_a_user_sent_before_its_end_is_not_doubled_if_no_answer_to_either_arrives() -> None:
+    async with running_exchange() as exchange, running_proxy(exchange.port) as proxy:
+        async with await transport(exchange.factory_at(proxy.port)) as user:
+            agent_id = (await user.register_agent(Agent)).agent_id
+            with proxy.black_hole("down"):
+                send = asyncio.create_task(user.send(Message.create(user.mailbox_id, agent_id, PingRequest())))
+                end = asyncio.create_task(user.terminate(user.mailbox_id))
+                await asyncio.sleep(0.2)
+                proxy.cut()
+            await asyncio.gather(send, end)
+            owner = Caller("owner")
+            assert exchange.server.service.registry.counters(agent_id, owner).queued == 1
+
+
 async def test_listening_twice_goes_on_where_the_first_time_ended() -> None:
     async with running_exchange() as exchange:
         async with await transport(exchange.factory) as sender, await transport(exchange.factory) as receiver:
@@ -375,7 +411,7 @@ async def test_what_waits_for_room_is_bounded_too() -> None:
 
 
 async def test_a_chain_of_full_mailboxes_is_admitted_without_recursion() -> None:
-    """Each waiting answer makes room in its source's mailbox for the next one."""
+    """Each waiting answer makes room in its source's mailbox for the next one. There is room for one answer besides."""
     limits = Limits(mailbox_messages=1)
     async with running_exchange(ServerConfig(token=TOKEN, limits=limits)) as exchange:
         service, owner, effects = exchange.server.service, Caller("owner"), Effects()
@@ -383,13 +419,14 @@ async def test_a_chain_of_full_mailboxes_is_admitted_without_recursion() -> None
         for agent_id in chain:
             service.registry.create(agent_id, (), owner, effects)
         requests = [Message.create(UserId.new(), agent_id, PingRequest()) for agent_id in chain]
-        for request in requests:
-            service.registry.send(request, owner, effects)
+        others = [Message.create(UserId.new(), agent_id, SuccessResponse()) for agent_id in chain]
+        for message in (*requests, *others):
+            service.registry.send(message, owner, effects)
         await service.commit(effects)
         sessions = [uuid.uuid4() for _ in chain]
         for agent_id, session in zip(chain, sessions, strict=True):
             service.registry.attach(agent_id, session, owner, effects, now=0.0)
-            assert len(service.registry.take(agent_id.uid, session, Window())) == 1
+            assert len(service.registry.take(agent_id.uid, session, Window())) == 2
         told: list[object] = []
         for before, agent_id in itertools.pairwise(chain):
             answer = Message.create(agent_id, before, SuccessResponse(), tag=requests[0].tag)

@@ -196,7 +196,13 @@ class ExchangeClient(NoPickleMixin):
 
     async def send(self, message: Message) -> None:
         """Return once the exchange holds the message. An answer acknowledges its request. Raises ExchangeError."""
-        await self._open_transport().send(message, acknowledges=self._answered_by(message))
+        request = self._answered_by(message)
+        try:
+            await self._open_transport().send(message, acknowledges=request)
+        except BaseException:
+            if request is not None:
+                self._requests[request.tag] = request  # it is still to be answered
+            raise
 
     async def respond(self, request: Message, body: Body, on_failure: Callable[[AcademyError], None]) -> None:
         """Answer `request`, and return as soon as the answer is under way; `on_failure` if it is not stored."""
@@ -219,8 +225,7 @@ class ExchangeClient(NoPickleMixin):
         Raises:
             ExchangeError: It was refused, the client is closed or does not listen, or the exchange is gone.
         """
-        if self._deaf is not None:
-            raise type(self._deaf)(*self._deaf.args)
+        self._check_hears()
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._pending[tag] = future
 
@@ -252,11 +257,20 @@ class ExchangeClient(NoPickleMixin):
             failed(error)
 
     def expect(self, tag: uuid.UUID) -> asyncio.Future[Message]:
-        """The response with `tag`, to a request that this client did not send itself. Cancel it to forget it."""
+        """The response with `tag`, to a request that this client did not send itself. Cancel it to forget it.
+
+        Raises:
+            ExchangeError: None can come: the client is closed or does not listen, or the exchange is gone.
+        """
+        self._check_hears()
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._pending[tag] = future
         future.add_done_callback(lambda _: self._pending.pop(tag, None))
         return future
+
+    def _check_hears(self) -> None:
+        if self._deaf is not None:
+            raise type(self._deaf)(*self._deaf.args)
 
     def _answered_by(self, message: Message) -> Message | None:
         return None if message.is_request else self._requests.pop(message.tag, None)

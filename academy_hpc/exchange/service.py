@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 import uuid
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
+from academy_hpc.delivery import size_of
 from academy_hpc.directory import Caller, Effects
 from academy_hpc.errors import (
     AcademyError,
@@ -34,6 +36,9 @@ __all__ = ["ExchangeService", "Listener", "Outcome"]
 logger = logging.getLogger(__name__)
 
 Outcome = Callable[[AcademyError | None], None]
+# Where a message waits for room: of which mailbox, and whether with the requests. Answers do not wait behind these,
+# which may need them in order to leave.
+_Place = tuple[uuid.UUID, bool]
 
 
 class Listener(Protocol):
@@ -68,7 +73,7 @@ class ExchangeService:
         self._store = store
         self._full_wait_s = full_wait_s
         self._listeners: dict[uuid.UUID, tuple[Listener, uuid.UUID]] = {}
-        self._waiting: dict[uuid.UUID, deque[_Waiting]] = {}
+        self._waiting: dict[_Place, deque[_Waiting]] = {}
         self._waiting_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self.failed = asyncio.Event()
@@ -82,7 +87,20 @@ class ExchangeService:
         return self._finish(effects, self._write(effects))
 
     def _write(self, effects: Effects) -> Awaitable[None] | None:
-        return self._store.write(effects.changes) if effects.changes else None
+        written = None
+        if effects.changes:
+            written = self._store.write(effects.changes, written=functools.partial(self._hand_out, effects))
+        else:
+            self._hand_out(effects)
+        return self._store.write(()) if effects.repeated else written
+
+    def _hand_out(self, effects: Effects) -> None:
+        """What was accepted is on its way: were this process killed, the next one would know of it."""
+        self.registry.kept(effects)
+        for uid, error in effects.ended.items():
+            self._end(uid, error)
+        for uid in effects.woken:
+            self._wake(uid)
 
     async def _finish(self, effects: Effects, written: Awaitable[None] | None) -> None:
         await self._carry_out(effects, written)
@@ -99,13 +117,12 @@ class ExchangeService:
             await self._keep(effects, written)
         for delivery in effects.given_up:
             logger.warning("gave up %r after %d deliveries", delivery.message, delivery.attempt)
-        for uid, error in effects.ended.items():
-            self._end(uid, error)
-        for uid in effects.woken:
-            self._wake(uid)
 
-    def _waited_for(self, effects: Effects) -> list[uuid.UUID]:
-        return [uid for uid in (*effects.freed, *effects.ended) if uid in self._waiting] if self._waiting else []
+    def _waited_for(self, effects: Effects) -> list[_Place]:
+        if not self._waiting:
+            return []
+        places = [(uid, requests) for uid in (*effects.freed, *effects.ended) for requests in (False, True)]
+        return [place for place in places if place in self._waiting]
 
     def send(self, message: Message, caller: Caller, effects: Effects, acknowledges: int | None, done: Outcome) -> bool:
         """Accept a message now (True), or let it wait for room (False; `done` is called in the end).
@@ -113,25 +130,25 @@ class ExchangeService:
         Raises:
             RefusedError: As `Registry.send`, but for MailboxFullError.
         """
-        uid = message.header.dest.uid
+        place = message.dest.uid, message.is_request
         # It must not overtake those that wait, unless it is here already and only its confirmation was lost.
-        if uid not in self._waiting or self.registry.is_repeat(message.header):
+        if place not in self._waiting or self.registry.is_repeat(message.header):
             try:
                 self.registry.send(message, caller, effects, acknowledges=acknowledges)
                 return True
             except MailboxFullError:
                 pass
         self._check_waiting(message)
-        self._waiting.setdefault(uid, deque()).append(_Waiting(message, caller, acknowledges, done, time.monotonic()))
+        self._waiting.setdefault(place, deque()).append(_Waiting(message, caller, acknowledges, done, time.monotonic()))
         self._start_timer()
         return False
 
     def _check_waiting(self, message: Message) -> None:
         """What waits takes memory as what is stored does."""
         limit = self.registry.limits.total_bytes
-        self._waiting_bytes += len(message.body)
+        self._waiting_bytes += size_of(message)
         if self.registry.stored_bytes + self._waiting_bytes > limit:
-            self._waiting_bytes -= len(message.body)
+            self._waiting_bytes -= size_of(message)
             raise ExchangeFullError("bytes", limit)
 
     async def send_and_wait(self, message: Message, caller: Caller) -> None:
@@ -168,12 +185,12 @@ class ExchangeService:
         if before is not None and (before[0] is not listener or before[1] != session):
             before[0].end(entity.uid, ListenerSupersededError(entity))
 
-    def detach(self, uid: uuid.UUID, listener: Listener, session: uuid.UUID) -> None:
-        """`listener` is gone. Late calls, when another has come, have no effect."""
+    def detach(self, uid: uuid.UUID, listener: Listener, session: uuid.UUID, *, in_order: bool = False) -> None:
+        """`listener` is gone, or has ended `in_order`. Late calls, when another has come, have no effect."""
         current = self._listeners.get(uid)
         if current is not None and current[0] is listener:
             del self._listeners[uid]
-            self.registry.detach(uid, session, now=time.monotonic())
+            self.registry.detach(uid, session, now=time.monotonic(), in_order=in_order)
 
     async def watch_absent(self, absent_s: float) -> None:
         """For ever: whoever waits for an entity that nobody has run for `absent_s` seconds gets an error.
@@ -198,8 +215,8 @@ class ExchangeService:
         """Fail what waits and close the store."""
         if self._timer is not None:
             self._timer.cancel()
-        for uid in list(self._waiting):
-            for waiting in self._waiting.pop(uid):
+        for place in list(self._waiting):
+            for waiting in self._waiting.pop(place):
                 waiting.done(RefusedError("The exchange is shutting down."))
         await self._store.close()
 
@@ -211,7 +228,6 @@ class ExchangeService:
             logger.critical("%s The exchange ends here.", error)
             self.failed.set()
             raise
-        self.registry.kept(effects)
 
     def _wake(self, uid: uuid.UUID) -> None:
         current = self._listeners.get(uid)
@@ -223,11 +239,11 @@ class ExchangeService:
         if current is not None:
             current[0].end(uid, error)
 
-    def _admit(self, uid: uuid.UUID) -> tuple[Effects, list[tuple[Outcome, AcademyError | None]]]:
+    def _admit(self, place: _Place) -> tuple[Effects, list[tuple[Outcome, AcademyError | None]]]:
         """Accept what waits for a mailbox, as far as there is room; whom to tell what once it is kept."""
         effects = Effects()
         answers: list[tuple[Outcome, AcademyError | None]] = []
-        queue = self._waiting.get(uid, deque())
+        queue = self._waiting.get(place, deque())
         while queue:
             waiting = queue[0]
             try:
@@ -239,12 +255,12 @@ class ExchangeService:
                 answers.append((waiting.done, error))
             self._leave(queue)
         if not queue:
-            self._waiting.pop(uid, None)
+            self._waiting.pop(place, None)
         return effects, answers
 
     def _leave(self, queue: deque[_Waiting]) -> _Waiting:
         waiting = queue.popleft()
-        self._waiting_bytes -= len(waiting.message.body)
+        self._waiting_bytes -= size_of(waiting.message)
         return waiting
 
     def _start_timer(self) -> None:
@@ -254,12 +270,12 @@ class ExchangeService:
     def _expire(self) -> None:
         self._timer = None
         now = time.monotonic()
-        for uid in list(self._waiting):
-            queue = self._waiting[uid]
+        for place in list(self._waiting):
+            queue = self._waiting[place]
             while queue and now - queue[0].since >= self._full_wait_s:
                 waiting = self._leave(queue)
                 waiting.done(MailboxFullError(waiting.message.header.dest, self._full_wait_s))
             if not queue:
-                del self._waiting[uid]
+                del self._waiting[place]
         if self._waiting:
             self._start_timer()

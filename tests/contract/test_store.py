@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import shutil
 import tempfile
 import uuid
@@ -177,6 +178,35 @@ async def test_calls_take_effect_in_order_also_when_they_overlap(store: Store) -
     assert await numbers(store) == [10]
 
 
+async def test_large_and_small_writes_take_effect_in_order_too(store: Store) -> None:
+    """A store may write large ones elsewhere: nothing overtakes them."""
+    await store.write([created()])
+    told: list[int] = []
+    writes = []
+    for seq in range(1, 13):
+        size = 3_000_000 if seq % 3 == 1 else 10
+        change = MessageStored(AGENT.uid, seq, request(size=size))
+        writes.append(store.write([change], written=functools.partial(told.append, seq)))
+    writes += [store.write([MessagesRemoved(AGENT.uid, (seq,))]) for seq in range(1, 12)]
+    await asyncio.gather(*writes)
+    assert told == list(range(1, 13))
+    assert await numbers(store) == [12]
+
+
+async def test_what_is_written_survives_the_process_before_it_is_done(store: Store, kind: Kind, tmp_path: Path) -> None:
+    """So it may be passed on while the disk is still at work."""
+    await store.write([created()])
+    written = asyncio.Event()
+    waiting = store.write([MessageStored(AGENT.uid, 1, request())], written=written.set)
+    async with asyncio.timeout(5):
+        await written.wait()
+    restarted = await kind.restart(store, tmp_path)
+    assert await numbers(restarted) == [1]
+    await waiting
+    if restarted is not store:
+        await restarted.close()
+
+
 async def test_a_number_is_not_forgotten_with_its_message(store: Store) -> None:
     """A resumed listener tells the highest number it received: a restart must not give it to another message."""
     await store.write([created(), MessageStored(AGENT.uid, 41, request()), MessageStored(AGENT.uid, 42, request())])
@@ -252,11 +282,11 @@ async def test_ids_are_bounded_and_the_oldest_go_first(store: Store) -> None:
     assert entry == (USER.uid, tuple(message.tag.int for message in messages[3:]))
 
 
-async def test_a_terminated_source_is_forgotten(store: Store) -> None:
+async def test_what_a_terminated_source_sent_last_is_known(store: Store) -> None:
     message = Message.create(AGENT, USER, ActionRequest("run", "", ""))
     await store.write([created(), created(USER), MessageStored(USER.uid, 1, message)])
     await store.write([MailboxTerminated(AGENT.uid)])
-    assert store.load().recent == []
+    assert store.load().recent == [(AGENT.uid, (message.tag.int,))]
 
 
 async def test_a_dead_letter_is_kept_until_it_is_removed(store: Store) -> None:
@@ -368,9 +398,7 @@ def put_together(changes: Sequence[Change]) -> Snapshot:
 def ids_of(changes: Sequence[Change]) -> list[tuple[uuid.UUID, tuple[int, ...]]]:
     recent: dict[uuid.UUID, list[int]] = {}
     for change in changes:
-        if isinstance(change, MailboxTerminated):
-            recent.pop(change.uid, None)
-        elif isinstance(change, MessageStored):
+        if isinstance(change, MessageStored):
             header = change.message.header
             tag = header.tag.int if header.kind == "request" else ~header.tag.int
             recent[header.src.uid] = [*recent.pop(header.src.uid, []), tag]

@@ -22,7 +22,7 @@ from academy_hpc.exchange.http.certificate import make_certificate, server_conte
 from academy_hpc.exchange.http.challenge import UNPROVED, answer_challenge
 from academy_hpc.exchange.http.client import HttpAgentRegistration
 from academy_hpc.exchange.http.dial import ClientOptions
-from academy_hpc.exchange.http.probe import ask_who
+from academy_hpc.exchange.http.probe import ask_first, ask_who
 from academy_hpc.exchange.http.rest import RestChannel
 from academy_hpc.exchange.http.server import ServerConfig
 from academy_hpc.exchange.http.spawn import spawn_http_exchange
@@ -219,6 +219,34 @@ async def test_a_program_shows_its_token_on_the_connection_that_was_proved_alone
         with pytest.raises((OSError, http.client.HTTPException)):
             await ask(squatter)
         assert len(squatter.received) == 1
+
+
+async def test_who_answers_without_end_is_not_listened_to_without_end() -> None:
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError), contextlib.closing(writer):
+            writer.write(b"HTTP/1.1 401 Unauthorized\r\nX: ")
+            while True:
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+
+    async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        info = ConnectionInfo((url,), {"Authorization": f"Bearer {TOKEN}"}, proof=True)
+        asking = asyncio.to_thread(ask_first, info, timeout_s=0.2)
+        with pytest.raises(ExchangeUnreachableError, match="no whole answer"):
+            await asyncio.wait_for(asking, 5)
+
+
+async def test_proxy_variables_do_not_lead_what_is_for_loopback_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy would be shown the token in the clear, and has a loopback of its own."""
+    async with squatting(saying(ANSWERS["200"])) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        factory = HttpExchangeFactory("http://127.0.0.1:1", additional_headers=headers, reconnect_s=0.1, trust_env=True)
+        with pytest.raises(ExchangeUnreachableError):
+            await factory.create_user_client()
+        assert proxy.received == []
 
 
 # TLS

@@ -45,8 +45,8 @@ class ConnectionInfo(msgspec.Struct, frozen=True):
         headers: What any HTTP client must send with each request, such as ``Authorization``. `repr` hides the values.
         fingerprint: SHA-256 of the server's certificate in lower-case hexadecimal, for URLs that are all https://;
             None where nothing is pinned.
-        trust_env: Whether proxy variables (``http_proxy`` and the like) apply. Off for spawned exchanges: sites
-            export them for the way to the internet, and they break calls inside the machine.
+        trust_env: Whether proxy variables (``http_proxy`` and the like) apply, which they never do to loopback. Off for
+            spawned exchanges: sites export them for the way to the internet, and they break calls inside the machine.
         server: Where the exchange runs; None: not known. Its loopback addresses lead to it there alone: elsewhere, a
             stranger may listen on them.
         proof: Whether a server at an http:// URL has to prove that it knows the token before it is shown the token.
@@ -88,6 +88,11 @@ class ConnectionInfo(msgspec.Struct, frozen=True):
         """The same for rich, which would otherwise show the fields of a Struct."""
         shown = msgspec.structs.asdict(self) | {"headers": dict.fromkeys(self.headers, _HIDDEN)}
         return list(shown.items())
+
+    @property
+    def uses_proxies(self) -> bool:
+        """Whether proxy variables apply here. Never to loopback: a proxy would be shown all, and has one of its own."""
+        return self.trust_env and not any(map(_is_loopback, self.urls))
 
     def candidates(self) -> tuple[str, ...]:
         """The URLs to try from here: those of loopback only on the machine that they are meant for, or if all are."""

@@ -92,7 +92,7 @@ def new_session(info: ConnectionInfo, options: ClientOptions) -> aiohttp.ClientS
     trace.on_connection_create_start.append(_refuse_if_proved)
     return aiohttp.ClientSession(
         connector=Connector(verify),
-        trust_env=info.trust_env,
+        trust_env=info.uses_proxies,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=DIAL_S),
         trace_configs=[trace],
     )

@@ -8,6 +8,7 @@ import http.client
 import queue
 import ssl
 import threading
+import time
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -24,6 +25,9 @@ LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 compared with, no
 """Where this machine reaches a server that is bound to a wildcard."""
 
 MAX_BYTES = 1 << 16
+
+STEPS = 4
+"""Connection, TLS handshake, proof and answer."""
 
 
 class WhoAmI(msgspec.Struct):
@@ -55,7 +59,7 @@ def ask_who(host: str, port: int, *, token: str, fingerprint: str | None, timeou
         connection.connect()
         connection.auto_open = 0  # whoever proves himself is at the other end of this connection, not of another
         if fingerprint is None:
-            _demand_proof(connection, Challenge.new(token, f"http://{connection.host}:{port}"))
+            _demand_proof(connection, Challenge.new(token, f"http://localhost:{port}"))  # the proof is of the port
         else:
             assert isinstance(connection.sock, ssl.SSLSocket)
             _check_certificate(connection.sock, fingerprint)
@@ -90,12 +94,14 @@ def ask_first(info: ConnectionInfo, *, timeout_s: float) -> tuple[str, WhoAmI]:
 
     for url in info.candidates():
         threading.Thread(target=ask, args=(url,), daemon=True).start()
-    failures = {}
-    for _ in info.candidates():
-        url, outcome = outcomes.get()
-        if isinstance(outcome, WhoAmI):
-            return url, outcome
-        failures[url] = outcome
+    failures = dict.fromkeys(info.candidates(), "no whole answer in time")
+    deadline = time.monotonic() + STEPS * timeout_s  # each byte of an answer restarts the time of its step
+    with contextlib.suppress(queue.Empty):
+        for _ in info.candidates():
+            url, outcome = outcomes.get(timeout=max(0.0, deadline - time.monotonic()))
+            if isinstance(outcome, WhoAmI):
+                return url, outcome
+            failures[url] = outcome
     raise ExchangeUnreachableError(failures)
 
 

@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import math
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -42,7 +43,14 @@ PING_S = 15.0
 LINE_BYTES = 256 * 1024
 # What it does take, less the field name and the line break. A single token can't be split.
 ACADEMY_LINE_BYTES = 512 * 1024 - 16
+# To see whether a message would be small enough in another form, it is taken apart if it has no more values than this.
+TAKEN_APART = 1_000_000
 _ONE = Window(messages=1)
+# Text without white space, up to and with the next comma or opening bracket that is not in a string. All repetitions
+# are possessive, so that no text takes long.
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_PIECE = re.compile(rb'[^",\[{]*+(?:%b[^",\[{]*+)*+[,\[{]' % _STRING)
+_PIECES = re.compile(rb"(?:%b)++" % _PIECE.pattern)
 _number_keeper = msgspec.json.Decoder(float_hook=lambda text: msgspec.Raw(text.encode()))
 
 Handler = Callable[["RestSessions", web.BaseRequest, Caller, bytes], Awaitable[web.StreamResponse]]
@@ -177,6 +185,9 @@ def _size(message: Message) -> int:
 def _compact(body: bytes) -> bytes:
     """The same JSON in the form whose bytes count: no white space, UTF-8 instead of escapes, numbers as they are."""
     try:
+        body = msgspec.json.format(body, indent=-1)
+        if sum(map(body.count, (b",", b"[", b"{"))) > TAKEN_APART:
+            return body
         return msgspec.json.encode(_number_keeper.decode(body))
     except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError):
         return body
@@ -296,8 +307,16 @@ async def _unreadable(feed: _Feed, message: Message, error: AcademyError) -> byt
 
 
 def _lines(text: bytes) -> list[bytes]:
-    lines = msgspec.json.format(text, indent=1).split(b"\n")
-    return [line.strip() for line in lines if line.strip()]
+    """The text in lines of `LINE_BYTES`, or of one piece where that is longer."""
+    text = msgspec.json.format(text, indent=-1)  # indented, what is deeply nested would be a thousand times as long
+    lines, start = [], 0
+    while len(text) - start > LINE_BYTES:
+        piece = _PIECES.match(text, start, start + LINE_BYTES) or _PIECE.match(text, start)
+        if piece is None:
+            break
+        lines.append(piece[0])
+        start = piece.end()
+    return [*lines, text[start:]]
 
 
 def _raise_ended(listener: _RestListener) -> None:

@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 # Operations that may wait to be written while further ones are read.
 OUTBOX_LIMIT = 10_000
 # Frames that may wait for the store while further ones are read.
-FRAMES_LIMIT = 32
+FRAMES_LIMIT = 256
 # After working for this long, in one frame or in many, a connection lets the others be heard.
 TURN_S = 0.01
 # A right that ends at once is not asked for more often than this.
@@ -83,7 +83,7 @@ class StreamConnection:
         self._agents = agents
         self._caller = caller
         self._authenticate = authenticate
-        self._callers: dict[uuid.UUID, Caller] = {}  # agents that presented a token of their own
+        self._callers: dict[uuid.UUID, Caller | None] = {}  # agents that presented a token of their own
         self._attached: dict[uuid.UUID, _Attached] = {}
         self._outbox: deque[Any] = deque()
         self._busy_s = 0.0  # worked since the others were heard
@@ -129,11 +129,14 @@ class StreamConnection:
         while self._caller.expires_s is not None:
             await asyncio.sleep(max(SHORTEST_RIGHT_S, self._caller.expires_s - time.monotonic()))
             try:
-                self._caller = await self._authenticate()
+                renewed = await self._authenticate()
             except AcademyError as error:  # the client opens another one, with a new token if it has one
                 logger.info("closing a stream: %s", error)
-                await self._socket.close(code=WSCloseCode.POLICY_VIOLATION)
+                renewed = None
+            if renewed is None or (renewed.user, renewed.groups) != (self._caller.user, self._caller.groups):
+                await self._socket.close(code=WSCloseCode.POLICY_VIOLATION)  # what it listens to is to be judged anew
                 return
+            self._caller = renewed
 
     # As a Listener of the service
 
@@ -262,16 +265,22 @@ class StreamConnection:
 
     def _present(self, operation: Present) -> None:
         if self._agents.is_good(operation.token, operation.uid):
-            self._callers[operation.uid] = self._service.registry.agent_caller(operation.uid)
+            self._callers[operation.uid] = None
 
     def _caller_for(self, uid: uuid.UUID | None) -> Caller:
         """By whose right the entity acts on this connection."""
-        return self._caller if uid is None else self._callers.get(uid, self._caller)
+        if uid is None or uid not in self._callers:
+            return self._caller
+        caller = self._callers[uid]
+        if caller is None:  # asked for when it is needed: the token may have been here before its mailbox
+            caller = self._service.registry.agent_caller(uid)
+            self._callers[uid] = caller if caller.user else None
+        return caller
 
     def _detach(self, uid: uuid.UUID) -> None:
         attached = self._attached.pop(uid, None)
         if attached is not None:
-            self._service.detach(uid, self, attached.session)
+            self._service.detach(uid, self, attached.session, in_order=True)
 
     # Writing
 

@@ -87,7 +87,7 @@ def spawn_http_exchange(
         state_dir: Directory on a local disk for all that the exchange accepted: started again with it, even after
             SIGKILL, it has the same mailboxes, messages, token, certificate, and with port 0 or the default the same
             port.
-        tls: Whether it speaks https. Default: unless only this machine can reach it.
+        tls: Whether it speaks https. Default: unless only this machine can reach it, and `globus` is None.
         certificate: PEM file with a certificate to use instead of one made for this exchange, followed by those of its
             authorities. Clients pin it all the same: with a new one, they need a new connection info.
         private_key: PEM file with its key, for this user's eyes only.
@@ -111,7 +111,9 @@ def spawn_http_exchange(
         identity = _identity(port, token, state_dir)
         listener = held.enter_context(listen(host, identity.port, interface=interface))
         bound = listener.getsockname()[:2]
-        used = choose_certificate(bound[0], tls=tls, given=given, kept=identity.certificate)
+        # A Globus token is shown to whoever answers, where there is no certificate to check.
+        wanted = True if tls is None and globus is not None else tls
+        used = choose_certificate(bound[0], tls=wanted, given=given, kept=identity.certificate)
         if state_dir is not None:
             kept = identity.certificate if used in (None, given) else used
             Identity(bound[1], identity.token, kept).write(Path(state_dir))

@@ -238,9 +238,12 @@ class Stream:
     async def _dial(self) -> Dialled:
         """A new connection. Where agents bring their own tokens, any of them opens it."""
         if self._credential is None:
-            token = next(iter(self._tokens.values()), None)
-            authorization = None if token is None else f"Bearer {token}"
-            return await dial(self._info, self._options, authorization=authorization)
+            if not self._tokens:
+                return await dial(self._info, self._options)
+            for token in list(self._tokens.values()):
+                with contextlib.suppress(UnauthorizedError):
+                    return await dial(self._info, self._options, authorization=f"Bearer {token}")
+            raise UnauthorizedError("it accepts none of the tokens of the agents here")
         authorization = await self._credential.authorization()
         try:
             return await dial(self._info, self._options, authorization=authorization)
@@ -319,10 +322,10 @@ class Stream:
         for link in self._links.values():
             if link.attached:
                 self._attach(link, attaching.get(link))
-        for operation, _ in self._calls.values():
-            self._push(operation)
-        for under_way in self._under_way.values():
-            self._push(under_way.operation)
+        unanswered: dict[int, Call | Send] = {number: operation for number, (operation, _) in self._calls.items()}
+        unanswered |= {number: under_way.operation for number, under_way in self._under_way.items()}
+        for number in sorted(unanswered):
+            self._push(unanswered[number])
         if not self._outbox:
             self._idle.set()
 

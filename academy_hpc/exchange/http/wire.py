@@ -7,7 +7,7 @@ MessagePack arrays of operations, each one of the structs below. Bodies of messa
 from __future__ import annotations
 
 import uuid
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -34,6 +34,7 @@ __all__ = [
     "MAILBOX_PATH",
     "MAX_UNCONFIRMED",
     "MESSAGE_PATH",
+    "OPERATIONS_BYTES",
     "SHARE_PATH",
     "STATS_PATH",
     "STREAM_PATH",
@@ -87,6 +88,10 @@ WHOAMI_PATH = "/whoami"
 STREAM_PROTOCOL = "academy-hpc.1"
 # A frame is closed at about this size: larger ones are slower (docs/design.md, section 5).
 BATCH_BYTES = 64 * 1024
+# Room in a large frame for what is not a message: in memory, such operations may take seventy times their size.
+OPERATIONS_BYTES = 1024 * 1024
+# And for how many operations: a client closes a frame at `BATCH_BYTES`, and counts 200 for each.
+OPERATIONS = 4096
 # Both sides of a stream ping after this many seconds of silence, and give up half as long after that.
 HEARTBEAT_S = 15.0
 # Confirmations and acknowledgements that nobody waits for travel with the next frame in their direction, after this
@@ -284,6 +289,8 @@ FromServer = Hello | Sent | Failed | Deliver | Reply | Ended | Bye
 
 _encoder = msgspec.msgpack.Encoder(uuid_format="bytes")
 _from_client: msgspec.msgpack.Decoder[list[FromClient]] = msgspec.msgpack.Decoder(list[FromClient])
+_sends: msgspec.msgpack.Decoder[Send] = msgspec.msgpack.Decoder(Send)
+_parts = msgspec.msgpack.Decoder(Annotated[list[msgspec.Raw], msgspec.Meta(max_length=OPERATIONS)])
 _from_server: msgspec.msgpack.Decoder[list[FromServer]] = msgspec.msgpack.Decoder(list[FromServer])
 
 
@@ -295,9 +302,22 @@ def encode_operations(operations: list[Any]) -> bytes:
 def decode_from_client(frame: bytes) -> list[FromClient]:
     """The operations of a frame. Raises BadRequestError."""
     try:
-        return _from_client.decode(frame)
+        return _from_client.decode(frame) if len(frame) <= OPERATIONS_BYTES else _from_large(frame)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise BadRequestError(f"malformed frame: {error}") from error
+
+
+def _from_large(frame: bytes) -> list[FromClient]:
+    parts = [memoryview(part) for part in _parts.decode(frame)]
+    others = [part for part in parts if not _is_send(part)]
+    if sum(map(len, others)) > OPERATIONS_BYTES:
+        raise BadRequestError("a large frame with other things than messages")
+    read = iter(_from_client.decode(_encoder.encode([msgspec.Raw(part) for part in others])))
+    return [_sends.decode(part) if _is_send(part) else next(read) for part in parts]
+
+
+def _is_send(part: memoryview) -> bool:
+    return bytes(part[1:2]) == b"\x03"  # its tag, behind one byte that says how long it is
 
 
 def decode_from_server(frame: bytes) -> list[FromServer]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from academy_hpc.changes import Change, Snapshot
@@ -21,11 +21,17 @@ class Store(Protocol):
     def load(self) -> Snapshot:
         """All changes written so far, put together. Called before the first write of an exchange's life."""
 
-    def write(self, changes: Sequence[Change]) -> Awaitable[None]:
+    def write(self, changes: Sequence[Change], *, written: Callable[[], None] = lambda: None) -> Awaitable[None]:
         """Done once all of `changes` are kept, as durably as this store keeps anything; all of them or none.
 
-        Changes of one call, and calls one after another, take effect in order, and are done in this order. Removing
-        what is not there is harmless. Whoever stops waiting changes nothing. Raises StoreError when awaited.
+        Changes of one call, and calls one after another, take effect in order. Removing what is not there is harmless.
+        Whoever stops waiting changes nothing. With no changes it is done when all that was written before is kept.
+        Raises StoreError when awaited.
+
+        Args:
+            changes: What to keep.
+            written: Called in the event loop, perhaps before this returns and never after it is done: from here on the
+                end of this process does not undo the changes, though the end of the machine may.
         """
         ...
 

@@ -51,7 +51,7 @@ CREATE TABLE tombstone (number INTEGER PRIMARY KEY, uid BLOB NOT NULL UNIQUE);
 CREATE TABLE recent (
     number INTEGER PRIMARY KEY, source BLOB NOT NULL UNIQUE, ids BLOB NOT NULL, checksum INTEGER NOT NULL);
 """
-_OF_A_MAILBOX = ("mailbox.uid", "message.mailbox", "pending.mailbox", "dead.mailbox", "recent.source")
+_OF_A_MAILBOX = ("mailbox.uid", "message.mailbox", "pending.mailbox", "dead.mailbox")
 
 ID_BYTES = 17  # a tag and one bit, signed
 
@@ -218,9 +218,10 @@ class Database:
     def load(self) -> Snapshot:
         """All that the tables hold. Raises DamageError, too."""
         try:
-            return Snapshot(
-                *([part.read(*row) for row in self._connection.execute(part.query("ASC"))] for part in _PARTS)
-            )
+            parts: list[Any] = [
+                [part.read(*row) for row in self._connection.execute(part.query("ASC"))] for part in _PARTS
+            ]
+            return Snapshot(*parts)
         except (msgspec.MsgspecError, ValueError, TypeError) as error:
             raise DamageError(f"{self.path.name} holds a row that was not written so: {error}") from error
 
@@ -283,7 +284,8 @@ _PARTS = (
 
 def read_damaged(path: Path) -> tuple[Snapshot, int]:
     """What can be read of a database that can't be trusted, and its generation; 0 if not even that. Changes nothing."""
-    generation, found = 0, []
+    generation = 0
+    found: list[Any] = []
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
         with contextlib.suppress(sqlite3.Error, TypeError):
             (generation,) = connection.execute("SELECT generation FROM about").fetchone()

@@ -125,7 +125,6 @@ class Digest:
             self.live -= len(box.messages)
             self.live_bytes -= sum(len(message.body) for message in box.messages.values())
         self.boxes[change.uid] = BoxDigest(ended=True)
-        self.recent.forget(change.uid)
         self.tombstones.pop(change.uid, None)
         self.tombstones[change.uid] = True
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import threading
 import uuid
 import zlib
 from collections.abc import Sequence
@@ -63,6 +64,7 @@ class Journal:
         self._file_bytes = os.fstat(fd).st_size
         self._mark = mark
         self._generation = self._number = self._durable = 0
+        self._marking = threading.Lock()  # held for no longer than it takes to read or set them
 
     @classmethod
     def create(cls, path: Path, exchange_id: uuid.UUID) -> Self:
@@ -127,8 +129,8 @@ class Journal:
             head = self._record(view, HEAD_BYTES)
             return 0 if head is None else head.generation
 
-    def append(self, payload: bytes | bytearray, *, urgent: bool = True) -> None:
-        """Add a record. When this returns it survives the process, and if `urgent` also the loss of power."""
+    def append(self, payload: bytes | bytearray) -> None:
+        """Add a record. When this returns it survives the process."""
         offset = HEAD_BYTES + self.size
         self._make_room(offset + _RECORD.size + len(payload))
         fields = _Head(self._generation, self._number, self._durable, self._file_bytes, len(payload))
@@ -137,9 +139,15 @@ class Journal:
             _write_all(self._fd, head + payload, offset)
         self._number += 1
         self.size += len(head) + len(payload)
-        if urgent:
-            os.fdatasync(self._fd)
-            self._durable = self._number
+
+    def sync(self) -> None:
+        """What was appended before survives the loss of power, too. The one method for another thread."""
+        with self._marking:
+            generation, number = self._generation, self._number
+        os.fdatasync(self._fd)
+        with self._marking:
+            if self._generation == generation:
+                self._durable = number
 
     def _make_room(self, end: int) -> None:
         if not self._number and self._file_bytes > LARGE_BYTES:
@@ -158,7 +166,8 @@ class Journal:
         os.close(self._fd)
 
     def _start(self, generation: int) -> None:
-        self._generation, self._number, self._durable, self.size = generation, 0, 0, 0
+        with self._marking:
+            self._generation, self._number, self._durable, self.size = generation, 0, 0, 0
 
     def _pack(self, head: _Head) -> bytes:
         return _RECORD.pack(self._mark, *head)

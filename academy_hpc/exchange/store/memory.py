@@ -88,10 +88,11 @@ class MemoryStore:
         dead = [letter for letters in self._dead.values() for letter in letters.values()]
         return Snapshot(rows, messages, pending, list(self._tombstones), list(self._recent.items()), dead)
 
-    def write(self, changes: Sequence[Change]) -> Awaitable[None]:
+    def write(self, changes: Sequence[Change], *, written: Callable[[], None] = lambda: None) -> Awaitable[None]:
         """See `Store`. Done when it returns."""
         for change in changes:
             self._apply[type(change)](change)
+        written()
         return _DONE
 
     async def close(self) -> None:
@@ -140,7 +141,6 @@ class MemoryStore:
         rows: tuple[dict[uuid.UUID, Any], ...] = (self._mailboxes, self._last_seqs, self._sessions, self._groups)
         for table in (*rows, self._messages, self._pending, self._dead):
             table.pop(change.uid, None)
-        self._recent.forget(change.uid)
         self._tombstones[change.uid] = None
         if len(self._tombstones) > self._limit:
             del self._tombstones[next(iter(self._tombstones))]

@@ -1,9 +1,9 @@
 """The durable store: a journal and a SQLite database in a state directory. What `write` has done survives SIGKILL.
 
-One thread writes. Whatever was asked for while it wrote goes into one record of the journal, so that the price of
-making it durable is shared by all who wait; a record also survives the loss of power, as far as the disk keeps its
-promises. The database takes over what the journal has when that gets long, and when nobody writes. By then most
-messages are gone again, and never reach it.
+Changes are appended to the journal where they are made, in the event loop: from then on they survive the end of the
+process. A thread makes what has gathered there survive the loss of power, too, as far as the disk keeps its promises;
+the price of that is shared by all who wait for it. The same thread has the database take over what the journal has when
+that gets long, and when nobody writes. By then most messages are gone again, and never reach it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import queue
 import sqlite3
 import threading
 import uuid
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-from academy_hpc.changes import Change, MessagesRemoved, Snapshot
+from academy_hpc.changes import Change, MessagesRemoved, MessageStored, Snapshot
 from academy_hpc.errors import StoreError
 from academy_hpc.exchange.store.damage import DamageError
 from academy_hpc.exchange.store.database import DATABASE, Database
@@ -37,7 +39,30 @@ UNDER_WAY_BYTES = 8 << 20
 MESSAGES_AT_ONCE = 10_000
 QUIET_S = 1.0
 
-_Job = tuple[Sequence[Change], asyncio.AbstractEventLoop, "asyncio.Future[None]"]
+# Larger writes are left to the thread: a megabyte takes half a millisecond.
+LARGE_BYTES = 1 << 20
+
+
+class _Job(NamedTuple):
+    """One call of `write`."""
+
+    changes: Sequence[Change]
+    written: Callable[[], None]
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[None]
+
+    @property
+    def urgent(self) -> bool:
+        """Acknowledgements alone need not survive the loss of power: a listener that comes back says them again."""
+        return not self.changes or any(type(change) is not MessagesRemoved for change in self.changes)
+
+    @property
+    def large(self) -> bool:
+        return sum(len(change.message.body) for change in self.changes if type(change) is MessageStored) > LARGE_BYTES
+
+
+# What the thread is told, besides jobs: to append what was left to it; to come to an end.
+_Order = Literal["append", "end"]
 
 
 class SqliteStore:
@@ -52,9 +77,12 @@ class SqliteStore:
         self._limit = tombstones
         self._digest = Digest()
         self._failure: StoreError | None = None
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closed = False
+        self._backlog: deque[_Job] = deque()  # not appended yet, in order
+        self._left = False  # to the thread: it appends the backlog, for nothing may overtake that
+        self._orders: queue.SimpleQueue[_Job | _Order] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._busy = threading.Lock()  # held while files are read or written
+        self._busy = threading.Lock()  # held while files are written
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, claim(self.directory))
             self._database, self._journal = self._open(stack)
@@ -69,29 +97,44 @@ class SqliteStore:
         """See `Store`. Raises StoreError."""
         with self._busy:
             try:
-                self._take_over()
-                return self._database.load()
+                self._take_over_all()
+                snapshot = self._database.load()
+                snapshot.starts = self._database.generation
+                self._take_over()  # of nothing: each life is another generation
+                return snapshot
             except DamageError as error:
                 raise damaged(self.directory, error) from error
             except (sqlite3.Error, OSError) as error:
                 raise _unwritable(self.directory, error) from error
 
-    def write(self, changes: Sequence[Change]) -> asyncio.Future[None]:
-        """See `Store`. With a StoreError nothing of it was kept, and nothing more can be."""
-        if self._thread is None:
+    def write(self, changes: Sequence[Change], *, written: Callable[[], None] = lambda: None) -> asyncio.Future[None]:
+        """See `Store`. With a StoreError nothing more can be kept."""
+        if self._thread is None and not self._closed:
             self._thread = threading.Thread(target=self._run, name="academy_hpc store", daemon=True)
             self._thread.start()
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        self._jobs.put((changes, loop, future))
-        return future
+        job = _Job(changes, written, loop, loop.create_future())
+        self._backlog.append(job)
+        if not self._left and not job.large and self._busy.acquire(blocking=False):
+            try:
+                jobs = self._append_backlog()
+            finally:
+                self._busy.release()
+            for appended in jobs:
+                self._appended(appended)
+        else:
+            self._left = True
+            self._orders.put("append")
+        return job.future
 
     async def close(self) -> None:
         """See `Store`."""
         if self._thread is not None:
-            self._jobs.put(None)
+            self._orders.put("end")
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
             self._thread = None
+        self._failure = StoreError(f"The exchange that kept its state in {self.directory} was closed.")
+        self._closed = True
         self._files.close()
 
     # Opening
@@ -129,42 +172,69 @@ class SqliteStore:
         database.create(exchange_id)
         return journal
 
+    # Appending, by whoever holds `_busy`
+
+    def _append_backlog(self) -> list[_Job]:
+        jobs: list[_Job] = []
+        while self._backlog:
+            jobs.append(self._backlog.popleft())
+        changes = [change for job in jobs for change in job.changes]
+        if self._failure is None and changes:
+            try:
+                self._journal.append(encode_changes(changes))
+            except Exception as error:  # noqa: BLE001 - whatever it is, nobody must wait for ever
+                self._failure = _unwritable(self.directory, error)
+        self._digest.add(changes)
+        return jobs
+
+    def _appended(self, job: _Job) -> None:
+        """In the event loop: tell so, and wait for the disk where that is needed."""
+        if self._failure is None:
+            job.written()
+            if job.urgent:
+                self._orders.put(job)
+                return
+        _resolve([job.future], self._failure)
+
     # The thread
 
     def _run(self) -> None:
-        last = False
-        while not last:
-            jobs = self._next_jobs()
-            last = None in jobs
-            with self._busy:
-                self._write_all([job for job in jobs if job is not None])
-                if self._failure is None and (not jobs or last or self._is_long()):
+        orders: list[_Job | _Order] = []
+        while "end" not in orders:
+            orders = self._next_orders()
+            if "append" in orders or "end" in orders:
+                self._append_what_was_left()
+            self._sync([order for order in orders if isinstance(order, _Job)])
+            if self._failure is None and (not orders or "end" in orders or self._is_long()):
+                with self._busy:
                     self._tidy()
 
-    def _next_jobs(self) -> list[_Job | None]:
-        """All that was asked for; nothing when it is quiet and there is something to tidy up."""
-        jobs: list[_Job | None] = []
+    def _next_orders(self) -> list[_Job | _Order]:
+        """All there are; none when it is quiet and there is something to tidy up."""
+        orders: list[_Job | _Order] = []
         with contextlib.suppress(queue.Empty):
-            jobs.append(self._jobs.get(timeout=QUIET_S if self._digest else None))
+            orders.append(self._orders.get(timeout=QUIET_S if self._digest else None))
             while True:
-                jobs.append(self._jobs.get_nowait())
-        return jobs
+                orders.append(self._orders.get_nowait())
+        return orders
 
-    def _write_all(self, jobs: list[_Job]) -> None:
-        changes = [change for changes, _, _ in jobs for change in changes]
-        if self._failure is None and changes:
-            try:
-                # Acknowledgements alone may wait for the disk: a listener that comes back says them again.
-                urgent = any(type(change) is not MessagesRemoved for change in changes)
-                self._journal.append(encode_changes(changes), urgent=urgent)
-            except OSError as error:
-                self._failure = _unwritable(self.directory, error)
-        self._answer(jobs)
-        self._digest.add(changes)
+    def _append_what_was_left(self) -> None:
+        with self._busy:
+            self._left = False  # before: what is left from now on comes with another order
+            jobs = self._append_backlog()
+        for job in jobs:
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
+                job.loop.call_soon_threadsafe(self._appended, job)
 
-    def _answer(self, jobs: list[_Job]) -> None:
-        for loop in {loop for _, loop, _ in jobs}:
-            futures = [future for _, of, future in jobs if of is loop]
+    def _sync(self, jobs: list[_Job]) -> None:
+        if not jobs:
+            return
+        try:
+            self._journal.sync()
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody must wait for ever
+            self._failure = _unwritable(self.directory, error)
+        for loop in {job.loop for job in jobs}:
+            futures = [job.future for job in jobs if job.loop is loop]
             with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
                 loop.call_soon_threadsafe(_resolve, futures, self._failure)
 
@@ -176,15 +246,18 @@ class SqliteStore:
 
     def _tidy(self) -> None:
         try:
-            self._take_over()
-        except (OSError, sqlite3.Error) as error:  # the journal still has it all, but nobody knows for how long
+            self._take_over_all()
+        except Exception as error:  # noqa: BLE001 - the journal still has it all, but nobody knows for how long
             self._failure = _unwritable(self.directory, error)
 
-    def _take_over(self) -> None:
+    def _take_over_all(self) -> None:
         if self._digest:
-            self._database.take_over(self._digest, tombstones=self._limit)
-            self._digest = Digest()
-            self._journal.start_over(self._database.generation)
+            self._take_over()
+
+    def _take_over(self) -> None:
+        self._database.take_over(self._digest, tombstones=self._limit)
+        self._digest = Digest()
+        self._journal.start_over(self._database.generation)
 
 
 def _resolve(futures: list[asyncio.Future[None]], error: StoreError | None) -> None:
@@ -197,7 +270,7 @@ def _resolve(futures: list[asyncio.Future[None]], error: StoreError | None) -> N
             future.set_exception(error)
 
 
-def _unwritable(directory: Path, error: OSError | sqlite3.Error) -> StoreError:
+def _unwritable(directory: Path, error: Exception) -> StoreError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return StoreError(
         f"The state directory {directory} can't be written: {reason}. All that was confirmed is kept there: free space "

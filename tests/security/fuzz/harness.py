@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import WSMsgType
 from aiohttp.test_utils import make_mocked_request
 
-from academy_hpc.delivery import OVERHEAD_BYTES
+from academy_hpc.delivery import size_of
 from academy_hpc.directory import Caller
 from academy_hpc.errors import AcademyError
 from academy_hpc.exchange.http.auth import AgentTokens
@@ -108,7 +108,7 @@ def check_books(service: ExchangeService, store: Store) -> None:
     restarted = Registry(LIMITS)
     restarted.restore(snapshot)
     registry = service.registry
-    expected = sum(OVERHEAD_BYTES + len(entry.message.body) for entry in snapshot.messages)
+    expected = sum(size_of(entry.message) for entry in snapshot.messages)
     assert registry.stored_bytes == restarted.stored_bytes == expected
     assert len(registry) == len(restarted) <= LIMITS.mailboxes
     for uid, record in registry._records.items():
