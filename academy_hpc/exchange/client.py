@@ -169,7 +169,9 @@ class ExchangeClient(NoPickleMixin):
 
         Raises:
             BadRequestError: The exchange keeps none: it is not one of academy_hpc.
-            ForbiddenError, BadEntityIdError, MailboxTerminatedError
+            ForbiddenError: The agent is somebody else's.
+            BadEntityIdError: There is no such agent.
+            MailboxTerminatedError: It was terminated.
         """
         return await self._open_transport().dead_letters(uid)
 

@@ -36,7 +36,8 @@ class HttpExchangeConsole:
 
         Raises:
             ForbiddenError: It is somebody else's mailbox, or one is not in that group.
-            BadEntityIdError, MailboxTerminatedError
+            BadEntityIdError: There is no such mailbox.
+            MailboxTerminatedError: It is closed for good.
         """
         await self._channel.call("share", mailbox_id, str(group_id))
 
