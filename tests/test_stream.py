@@ -32,6 +32,7 @@ from academy_hpc.errors import (
     UnauthorizedError,
 )
 from academy_hpc.exchange.http import dial, rest, server_stream, wire
+from academy_hpc.exchange.http.certificate import make_certificate
 from academy_hpc.exchange.http.client import HttpExchangeFactory, HttpExchangeTransport
 from academy_hpc.exchange.http.connection import ConnectionInfo
 from academy_hpc.exchange.http.link import WINDOW_MESSAGES
@@ -42,6 +43,7 @@ from academy_hpc.message import ActionRequest, Message, PingRequest, SuccessResp
 from academy_hpc.registry import Limits
 from tests.exchange_server import TOKEN, RunningExchange, running_exchange
 from tests.faults.proxy import running_proxy
+from tests.running_agent import until
 
 
 async def transport(factory: HttpExchangeFactory, name: str = "someone") -> HttpExchangeTransport:
@@ -225,6 +227,24 @@ async def test_a_newer_listener_ends_the_older_one_which_gets_nothing_more() -> 
         assert (len(got_old), len(got_new)) == (0, 1)
         await older.close()
         await newer.close()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_first_connection_that_is_accepted_and_breaks_is_tried_again(tls: bool) -> None:
+    """Under a flood of strangers, or while the exchange starts; one that is refused is not there."""
+    certificate = make_certificate() if tls else None
+    async with running_exchange(ServerConfig(token=TOKEN, certificate=certificate)) as exchange:
+        async with running_proxy(exchange.port) as proxy:
+            factory = exchange.factory_at(proxy.port)
+            proxy.refuse(True)
+            with pytest.raises(ExchangeUnreachableError):
+                await factory.create_user_client()
+            tries = proxy.connections
+            assert tries >= 3
+            coming = asyncio.create_task(factory.create_user_client())
+            await until(lambda: proxy.connections > tries)
+            proxy.refuse(False)
+            await (await coming).close()
 
 
 async def test_an_exchange_that_was_restarted_empty_is_told_from_the_old_one() -> None:

@@ -193,11 +193,19 @@ class _Customer(threading.Thread):
                 start = time.monotonic()
                 await client.status(client.client_id)
                 self._note("stream", time.monotonic() - start)
-                reply = await asyncio.to_thread(self._exchange.whoami)
-                assert reply.status == 200
-                self._note("new connection", reply.after_s)
+                start = time.monotonic()
+                await asyncio.to_thread(self._ask)
+                self._note("new connection", time.monotonic() - start)
                 self.calls += 1
                 await asyncio.sleep(0.01)
+
+    def _ask(self) -> None:
+        """As our clients do: a connection that strangers displaced before it could speak is tried again."""
+        for _ in range(2):
+            with contextlib.suppress(OSError):
+                assert self._exchange.whoami().status == 200
+                return
+        assert self._exchange.whoami().status == 200
 
     def _note(self, kind: str, taken_s: float) -> None:
         self.longest_s[kind] = max(self.longest_s[kind], taken_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -27,6 +28,8 @@ from academy_hpc.exchange.http.wire import (
 __all__ = ["DIAL_S", "ClientOptions", "Dialled", "NoStreamError", "OtherServerError", "dial", "new_session", "reason"]
 
 DIAL_S = 10.0
+# Between tries of a connection that was accepted and broke.
+BROKEN_PAUSES_S = (0.1, 0.3)
 # How long the exchange may take to say good-bye.
 CLOSE_S = 1.0
 
@@ -79,6 +82,12 @@ class OtherServerError(ExchangeUnreachableError):
 
 class _Other(str):
     """Why what answers at a URL is not the exchange."""
+
+    __slots__ = ()
+
+
+class _Broken(str):
+    """How a connection ended that had been accepted: strangers may have displaced it, and not the next one."""
 
     __slots__ = ()
 
@@ -157,6 +166,18 @@ async def _open(
     session: aiohttp.ClientSession, url: str, headers: Mapping[str, str], proof: bool
 ) -> Dialled | AcademyError | str:
     """The stream; or an error that no other try will mend; or what went wrong, as text."""
+    for pause_s in BROKEN_PAUSES_S:
+        outcome = await _open_once(session, url, headers, proof)
+        if not isinstance(outcome, _Broken):
+            return outcome
+        await asyncio.sleep(pause_s)
+    return await _open_once(session, url, headers, proof)
+
+
+async def _open_once(
+    session: aiohttp.ClientSession, url: str, headers: Mapping[str, str], proof: bool
+) -> Dialled | AcademyError | str:
+    _proved.set(False)
     try:
         async with asyncio.timeout(DIAL_S):
             token = _token(headers)
@@ -180,7 +201,13 @@ async def _open(
     except aiohttp.ServerFingerprintMismatch as error:
         return _Other(reason(error))
     except (aiohttp.ClientError, AcademyError, OSError, ValueError) as error:
-        return reason(error)
+        return _Broken(reason(error)) if _broke(error) else reason(error)
+
+
+def _broke(error: Exception) -> bool:
+    cause = getattr(error, "os_error", error)
+    kinds = (aiohttp.ServerDisconnectedError, ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
+    return isinstance(cause, kinds) or getattr(cause, "errno", None) in (errno.ECONNRESET, errno.EPIPE)
 
 
 async def _proves_itself(session: aiohttp.ClientSession, url: str, token: str) -> bool:
