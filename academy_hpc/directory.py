@@ -58,10 +58,12 @@ NO_COUNTS = MailboxCounters()
 class Effects:
     """What follows from operations: collected over a batch, carried out by the shell in this order."""
 
-    __slots__ = ("changes", "ended", "freed", "given_up", "repeated", "stored", "woken")
+    __slots__ = ("changes", "ended", "freed", "given_up", "hurried", "repeated", "stored", "woken")
 
     def __init__(self) -> None:
         self.changes: list[Change] = []
+        # Somebody waits for an answer to one of the operations.
+        self.hurried = True
         # Mailboxes with something to take, mailboxes with new room, and those whose listener has to end.
         self.woken: dict[uuid.UUID, None] = {}
         self.freed: dict[uuid.UUID, None] = {}

@@ -32,7 +32,9 @@ class SlowStore(MemoryStore):
         self.slow = False
         self._unkept: list[asyncio.Future[None]] = []
 
-    def write(self, changes: Sequence[Change], *, written: Callable[[], None] = lambda: None) -> Awaitable[None]:
+    def write(
+        self, changes: Sequence[Change], *, written: Callable[[], None] = lambda: None, hurried: bool = True
+    ) -> Awaitable[None]:
         super().write(changes, written=written)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unkept.append(future)

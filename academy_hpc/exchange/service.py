@@ -89,7 +89,8 @@ class ExchangeService:
     def _write(self, effects: Effects) -> Awaitable[None] | None:
         written = None
         if effects.changes:
-            written = self._store.write(effects.changes, written=functools.partial(self._hand_out, effects))
+            hand_out = functools.partial(self._hand_out, effects)
+            written = self._store.write(effects.changes, written=hand_out, hurried=effects.hurried)
         else:
             self._hand_out(effects)
         return self._store.write(()) if effects.repeated else written

@@ -193,6 +193,20 @@ async def test_large_and_small_writes_take_effect_in_order_too(store: Store) -> 
     assert await numbers(store) == [12]
 
 
+async def test_what_nobody_waits_for_is_done_as_well_and_holds_up_nobody(store: Store) -> None:
+    """Also without another write after it; and one that is waited for takes along what gathered before it."""
+    await store.write([created()])
+    async with asyncio.timeout(5):
+        await store.write([MessageStored(AGENT.uid, 1, request())], hurried=False)
+        unhurried = [
+            asyncio.ensure_future(store.write([MessageStored(AGENT.uid, seq, request())], hurried=False))
+            for seq in range(2, 50)
+        ]
+        await store.write([MessageStored(AGENT.uid, 50, request())])
+        await asyncio.gather(*unhurried)
+    assert await numbers(store) == list(range(1, 51))
+
+
 async def test_what_is_written_survives_the_process_before_it_is_done(store: Store, kind: Kind, tmp_path: Path) -> None:
     """So it may be passed on while the disk is still at work."""
     await store.write([created()])

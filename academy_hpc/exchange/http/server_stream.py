@@ -195,6 +195,7 @@ class StreamConnection:
             if time.monotonic() - start > TURN_S:
                 break
         self._busy_s += time.monotonic() - start
+        effects.hurried = bool(answers) or any(operation.waits for operation in sent)
         committed = self._service.commit(effects)
         if self._hello.durable:
             await self._finish_later(self._finish(committed, sent, answers))

@@ -21,7 +21,9 @@ class Store(Protocol):
     def load(self) -> Snapshot:
         """All changes written so far, put together. Called before the first write of an exchange's life."""
 
-    def write(self, changes: Sequence[Change], *, written: Callable[[], None] = lambda: None) -> Awaitable[None]:
+    def write(
+        self, changes: Sequence[Change], *, written: Callable[[], None] = lambda: None, hurried: bool = True
+    ) -> Awaitable[None]:
         """Done once all of `changes` are kept, as durably as this store keeps anything; all of them or none.
 
         Changes of one call, and calls one after another, take effect in order. Removing what is not there is harmless.
@@ -32,6 +34,7 @@ class Store(Protocol):
             changes: What to keep.
             written: Called in the event loop, perhaps before this returns and never after it is done: from here on the
                 end of this process does not undo the changes, though the end of the machine may.
+            hurried: Somebody waits for the end; without it some milliseconds more are no matter.
         """
         ...
 

@@ -88,7 +88,9 @@ class MemoryStore:
         dead = [letter for letters in self._dead.values() for letter in letters.values()]
         return Snapshot(rows, messages, pending, list(self._tombstones), list(self._recent.items()), dead)
 
-    def write(self, changes: Sequence[Change], *, written: Callable[[], None] = lambda: None) -> Awaitable[None]:
+    def write(
+        self, changes: Sequence[Change], *, written: Callable[[], None] = lambda: None, hurried: bool = True
+    ) -> Awaitable[None]:
         """See `Store`. Done when it returns."""
         for change in changes:
             self._apply[type(change)](change)

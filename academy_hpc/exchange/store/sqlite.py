@@ -11,14 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import queue
 import sqlite3
 import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from academy_hpc.changes import Change, MessagesRemoved, MessageStored, Snapshot
 from academy_hpc.errors import StoreError
@@ -41,6 +40,8 @@ QUIET_S = 1.0
 
 # Larger writes are left to the thread: a megabyte takes half a millisecond.
 LARGE_BYTES = 1 << 20
+# Where nobody waits, so long is gathered before the disk is asked: each time takes it, and us, some work.
+GATHER_S = 0.005
 
 
 class _Job(NamedTuple):
@@ -48,6 +49,7 @@ class _Job(NamedTuple):
 
     changes: Sequence[Change]
     written: Callable[[], None]
+    hurried: bool
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[None]
 
@@ -59,10 +61,6 @@ class _Job(NamedTuple):
     @property
     def large(self) -> bool:
         return sum(len(change.message.body) for change in self.changes if type(change) is MessageStored) > LARGE_BYTES
-
-
-# What the thread is told, besides jobs: to append what was left to it; to come to an end.
-_Order = Literal["append", "end"]
 
 
 class SqliteStore:
@@ -80,7 +78,9 @@ class SqliteStore:
         self._closed = False
         self._backlog: deque[_Job] = deque()  # not appended yet, in order
         self._left = False  # to the thread: it appends the backlog, for nothing may overtake that
-        self._orders: queue.SimpleQueue[_Job | _Order] = queue.SimpleQueue()
+        self._unsynced: deque[_Job] = deque()  # appended, and not known to be on the disk
+        self._work, self._hurry = threading.Event(), threading.Event()  # for the thread
+        self._ending = False
         self._thread: threading.Thread | None = None
         self._busy = threading.Lock()  # held while files are written
         with contextlib.ExitStack() as stack:
@@ -107,13 +107,15 @@ class SqliteStore:
             except (sqlite3.Error, OSError) as error:
                 raise _unwritable(self.directory, error) from error
 
-    def write(self, changes: Sequence[Change], *, written: Callable[[], None] = lambda: None) -> asyncio.Future[None]:
+    def write(
+        self, changes: Sequence[Change], *, written: Callable[[], None] = lambda: None, hurried: bool = True
+    ) -> asyncio.Future[None]:
         """See `Store`. With a StoreError nothing more can be kept."""
         if self._thread is None and not self._closed:
             self._thread = threading.Thread(target=self._run, name="academy_hpc store", daemon=True)
             self._thread.start()
         loop = asyncio.get_running_loop()
-        job = _Job(changes, written, loop, loop.create_future())
+        job = _Job(changes, written, hurried, loop, loop.create_future())
         self._backlog.append(job)
         if not self._left and not job.large and self._busy.acquire(blocking=False):
             try:
@@ -124,14 +126,17 @@ class SqliteStore:
                 self._appended(appended)
         else:
             self._left = True
-            self._orders.put("append")
+            self._call_thread(hurried=True)
         return job.future
 
     async def close(self) -> None:
         """See `Store`."""
         if self._thread is not None:
-            self._orders.put("end")
-            await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+            self._ending = True
+            self._call_thread(hurried=True)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, self._thread.join)
+            await loop.run_in_executor(None, self._sync)  # what the thread has appended at last
             self._thread = None
         self._failure = StoreError(f"The exchange that kept its state in {self.directory} was closed.")
         self._closed = True
@@ -192,31 +197,35 @@ class SqliteStore:
         if self._failure is None:
             job.written()
             if job.urgent:
-                self._orders.put(job)
+                self._unsynced.append(job)
+                self._call_thread(hurried=job.hurried)
                 return
         _resolve([job.future], self._failure)
+
+    def _call_thread(self, *, hurried: bool) -> None:
+        if hurried and not self._hurry.is_set():
+            self._hurry.set()
+        if not self._work.is_set():
+            self._work.set()
 
     # The thread
 
     def _run(self) -> None:
-        orders: list[_Job | _Order] = []
-        while "end" not in orders:
-            orders = self._next_orders()
-            if "append" in orders or "end" in orders:
+        ending = False
+        while not ending:
+            quiet = not self._work.wait(QUIET_S if self._digest else None)
+            if not quiet:
+                self._hurry.wait(GATHER_S)
+            # Before anything is looked at: what comes from now on sets them again.
+            self._work.clear()
+            self._hurry.clear()
+            ending = self._ending
+            if self._left or ending:
                 self._append_what_was_left()
-            self._sync([order for order in orders if isinstance(order, _Job)])
-            if self._failure is None and (not orders or "end" in orders or self._is_long()):
+            self._sync()
+            if self._failure is None and (quiet or ending or self._is_long()):
                 with self._busy:
                     self._tidy()
-
-    def _next_orders(self) -> list[_Job | _Order]:
-        """All there are; none when it is quiet and there is something to tidy up."""
-        orders: list[_Job | _Order] = []
-        with contextlib.suppress(queue.Empty):
-            orders.append(self._orders.get(timeout=QUIET_S if self._digest else None))
-            while True:
-                orders.append(self._orders.get_nowait())
-        return orders
 
     def _append_what_was_left(self) -> None:
         with self._busy:
@@ -226,7 +235,10 @@ class SqliteStore:
             with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
                 job.loop.call_soon_threadsafe(self._appended, job)
 
-    def _sync(self, jobs: list[_Job]) -> None:
+    def _sync(self) -> None:
+        jobs = []
+        while self._unsynced:
+            jobs.append(self._unsynced.popleft())
         if not jobs:
             return
         try:
