@@ -220,6 +220,7 @@ def test_an_interchange_that_dies_stops_nobody_for_ever(tmp_path: Path) -> None:
             async with await Manager.from_exchange_factory(factory, launcher) as manager:
                 counter = await manager.launch(Counter, name="first")
                 launcher._kernel.executors["workers"].interchange_proc.kill()
+                await asyncio.sleep(1)  # for the sockets to notice: then a send waits
                 try:
                     await manager.launch(Counter, name="second")
                 except LaunchError as error:

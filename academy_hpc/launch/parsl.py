@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 ALL_EXECUTORS = "all"
 
 BROKEN_CLEANUP_S = 3.0
+# An interchange that lives takes a task at once; one that has just been started, in a moment.
+SEND_MS = 20_000
 """For the cleanup of a Parsl whose interchange is gone: it would wait for ever, and there is little left to clean."""
 
 
@@ -128,6 +130,7 @@ class ParslLauncher:
                 _find_programs()
                 # Not parsl.load: that is the program's own to call, once.
                 self._kernel = DataFlowKernel(self._config)
+                _limit_sends(self._kernel)
             else:
                 self._kernel = parsl.dfk()
         except Exception as error:
@@ -205,6 +208,13 @@ def _failure(executor: ParslExecutor) -> str | None:
     if process is not None and process.poll() is not None:
         return f"the interchange of Parsl's executor {executor.label!r} has ended (exit status {process.returncode})"
     return None
+
+
+def _limit_sends(kernel: DataFlowKernel) -> None:
+    """A task that is sent to an interchange that has died would wait for ever, in a thread that no program can end."""
+    for executor in kernel.executors.values():
+        if isinstance(executor, HighThroughputExecutor):
+            executor.outgoing_q.zmq_socket.sndtimeo = SEND_MS
 
 
 def _clean_up(kernel: DataFlowKernel) -> None:
