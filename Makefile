@@ -8,14 +8,18 @@ PYTHON ?= $(shell for name in python3 python3.11 python3.12 python3.13 python3.1
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 SOAK_SECONDS ?= 600
-CODE := academy_hpc tests examples benchmarks
+CODE := academy_hpc launchers tests examples benchmarks
 
-.PHONY: help demo test fuzz faults soak style format types imports check docs bench clean
+.PHONY: help demo test test-slurm test-gridengine test-globus-compute fuzz faults soak style format types imports check docs bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo      eight agents on Parsl workers talk through a private exchange on this machine'
 	@echo 'make test      all tests (ARGS="-k name" chooses some)'
+	@echo 'make test-slurm, test-gridengine'
+	@echo '               tests on four hosts with a real scheduler, made of namespaces; as root, on Debian or Ubuntu'
+	@echo 'make test-globus-compute'
+	@echo '               tests on a real endpoint of Globus Compute, through a stand-in of its service; likewise'
 	@echo 'make faults    the tests that break things on purpose, then `make soak`'
 	@echo 'make soak      random faults for SOAK_SECONDS (600); ARGS="--seed 7" repeats those of a run'
 	@echo 'make check     style, types, imports, test: what must pass before a change is done'
@@ -30,6 +34,12 @@ demo: $(VENV)/installed-runtime
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+test-slurm test-gridengine: test-%: $(VENV)/installed-dev
+	$(BIN)/python -m tests.rigs $* python -m pytest tests/$* $(ARGS)
+
+test-globus-compute: $(VENV)/installed-dev
+	$(BIN)/python -m tests.rigs globus_compute python -m pytest tests/globus_compute $(ARGS)
 
 faults: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/faults

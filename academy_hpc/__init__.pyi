@@ -21,6 +21,7 @@ from academy_hpc.errors import (
     AgentTerminatedError as AgentTerminatedError,
     BadEntityIdError as BadEntityIdError,
     BadRequestError as BadRequestError,
+    CheckpointError as CheckpointError,
     ConnectionInfoError as ConnectionInfoError,
     DeliveryFailedError as DeliveryFailedError,
     DeserializationMethodProhibitedError as DeserializationMethodProhibitedError,
@@ -72,10 +73,16 @@ from academy_hpc.exchange.transport import (
 )
 from academy_hpc.handle import Handle as Handle
 from academy_hpc.identifiers import AgentId as AgentId, EntityId as EntityId, UserId as UserId
+from academy_hpc.launch.batch import BatchLauncher as BatchLauncher
+from academy_hpc.launch.enrol import submit_run as submit_run
 from academy_hpc.launch.executor import ExecutorLauncher as ExecutorLauncher
+from academy_hpc.launch.globus_compute import GlobusComputeLauncher as GlobusComputeLauncher
 from academy_hpc.launch.manager import Manager as Manager
-from academy_hpc.launch.parsl import ParslLauncher as ParslLauncher
+from academy_hpc.launch.parsl import ParslLauncher as ParslLauncher, parsl_config as parsl_config
 from academy_hpc.launch.request import AgentLaunch as AgentLaunch
+from academy_hpc.launch.restart import RestartPolicy as RestartPolicy
+from academy_hpc.launch.run import Run as Run
+from academy_hpc.launch.site import Site as Site
 from academy_hpc.launch.spec import LaunchSpec as LaunchSpec
 from academy_hpc.message import Header as Header, Message as Message
 from academy_hpc.runtime import Runtime as Runtime

@@ -64,6 +64,8 @@ class RuntimeConfig(msgspec.Struct, frozen=True):
         default_serializer: For results, where the request asks for nothing; None: as the arguments came.
         allowed_deserializers: How arguments may come: give ``{"json"}`` to read no pickles. None: any.
         loop_grace_s: Seconds that control loops have to return once shutdown is set; then they are cancelled.
+        checkpoint_s: Seconds between two times at which the agent's state is saved; None: only when its life ends in
+            order. See `academy_hpc.checkpoint`.
     """
 
     cancel_actions_on_shutdown: bool = True
@@ -75,6 +77,7 @@ class RuntimeConfig(msgspec.Struct, frozen=True):
     default_serializer: Strategy | None = None
     allowed_deserializers: frozenset[Strategy] | None = None
     loop_grace_s: float = 10.0
+    checkpoint_s: float | None = None
 
 
 class AgentContext(msgspec.Struct):
@@ -259,9 +262,11 @@ def loops_of(agent: Agent) -> dict[str, Callable[[asyncio.Event], Coroutine[Any,
 
 
 def _methods(agent: Agent) -> list[tuple[str, Any]]:
-    # Looked up on the class first: properties of the agent are not to be evaluated here.
-    names = [name for name, value in inspect.getmembers_static(type(agent)) if inspect.isfunction(value)]
-    return [(name, getattr(agent, name)) for name in names]
+    # Looked up in the classes: properties of the agent are not to be evaluated here.
+    found: dict[str, Any] = {}
+    for cls in reversed(type(agent).__mro__):
+        found.update(vars(cls))
+    return [(name, getattr(agent, name)) for name in sorted(found) if inspect.isfunction(found[name])]
 
 
 def _check_coroutine(method: Any, what: str) -> None:

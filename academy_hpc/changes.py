@@ -14,6 +14,7 @@ from academy_hpc.identifiers import EntityId
 from academy_hpc.message import Header, Message
 
 __all__ = [
+    "NOBODY",
     "Change",
     "DeadRemoved",
     "MailboxCreated",
@@ -73,8 +74,14 @@ class RequestAnswered(msgspec.Struct, frozen=True, array_like=True, tag=True):
     tag: uuid.UUID
 
 
+NOBODY = uuid.UUID(int=0)
+
+
 class SessionStarted(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """`session` is the listener of mailbox `uid` now; all earlier ones are fenced off."""
+    """`session` is the listener of mailbox `uid` now; all earlier ones are fenced off.
+
+    `NOBODY`: the last one has ended in order, and left nothing behind that it had begun.
+    """
 
     uid: uuid.UUID
     session: uuid.UUID

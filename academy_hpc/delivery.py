@@ -213,9 +213,18 @@ class Mailbox:
         self._shrink()
         return given_up
 
-    def detach(self) -> None:
-        """The session ends in order; what it had waits for the next one."""
+    def detach(self, unbegun: Iterable[int] = ()) -> bool:
+        """The session ends in order; what it had waits for the next one. What it has not begun counts as no attempt.
+
+        Returns:
+            Whether nothing that it had begun is left.
+        """
         self._detached = True
+        out = set(self._out or ())
+        for seq in out & (given_back := set(unbegun)):
+            entry = self._entry(seq)
+            entry.attempts = max(0, entry.attempts - 1)
+        return out <= given_back
 
     def give_up(self, tags: Collection[uuid.UUID]) -> list[Delivery]:
         """Forget the requests with these tags; there is no listener."""

@@ -37,6 +37,7 @@
     ├── SerializationError               a value could not be written or read
     │   ├── ExceptionSerializationError
     │   └── DeserializationMethodProhibitedError
+    ├── CheckpointError                  the saved state of an agent can't be read or written
     ├── AgentNotInitializedError         the agent is not running
     ├── AgentLoopError                   a control loop of the agent raised
     └── LaunchError                      an agent could not be started
@@ -62,6 +63,7 @@ __all__ = [
     "AgentTerminatedError",
     "BadEntityIdError",
     "BadRequestError",
+    "CheckpointError",
     "ConnectionInfoError",
     "DeliveryFailedError",
     "DeserializationMethodProhibitedError",
@@ -442,6 +444,16 @@ class DeserializationMethodProhibitedError(SerializationError):
 
     def __init__(self, method: str, allowed: str) -> None:
         super().__init__(method, allowed)
+
+
+class CheckpointError(AcademyError):
+    """The saved state of an agent can't be used. ``args``: the directory, and what is wrong with it."""
+
+    code = "CHECKPOINT"
+    template = "The saved state of the agent in {0} {1}."
+
+    def __init__(self, directory: str, what: str) -> None:
+        super().__init__(directory, what)
 
 
 class AgentNotInitializedError(AcademyError):

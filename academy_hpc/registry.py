@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import msgspec
 
 from academy_hpc.changes import (
+    NOBODY,
     DeadRemoved,
     MailboxTerminated,
     MessageDied,
@@ -181,13 +182,24 @@ class Registry(Directory):
         record.guest = None if caller.user == record.owner else caller
         effects.woken[entity.uid] = None
 
-    def detach(self, uid: uuid.UUID, session: uuid.UUID, *, now: float, in_order: bool = False) -> None:
-        """The listener `session` is gone, or has ended `in_order`. What it did not acknowledge waits for the next."""
+    def detach(
+        self,
+        uid: uuid.UUID,
+        session: uuid.UUID,
+        *,
+        now: float,
+        in_order: Effects | None = None,
+        unbegun: Iterable[int] = (),
+    ) -> None:
+        """The listener `session` is gone, or has ended `in_order`. What it did not acknowledge waits for the next.
+
+        `unbegun`: numbers of what it was handed and has not begun.
+        """
         record = self._records.get(uid)
         if record is not None and record.mailbox.session == session:
             record.listening, record.seen = False, now
-            if in_order:
-                record.mailbox.detach()
+            if in_order is not None and record.mailbox.detach(unbegun):
+                in_order.changes.append(SessionStarted(uid, NOBODY))
 
     def take(self, uid: uuid.UUID, session: uuid.UUID, window: Window) -> list[Delivery]:
         """What the listener `session` gets now; nothing if it is not the listener any more."""
@@ -308,7 +320,7 @@ class Registry(Directory):
         for uid in snapshot.tombstones:
             self._bury(uid, NO_COUNTS)
         for row in snapshot.mailboxes:
-            mailbox = Mailbox(last_seq=0, session=row.session)
+            mailbox = Mailbox(last_seq=0, session=None if row.session == NOBODY else row.session)
             self._add(row.entity, row.owner, row.classes, mailbox).groups = row.groups
         for stored in snapshot.messages:
             mailbox = self._records[stored.uid].mailbox

@@ -25,13 +25,16 @@ from benchmarks.sides import SIDES, VARIANTS
 __all__ = ["main"]
 
 #: Spelled out, not imported: the workloads' modules load packages that only measuring processes need.
-WORKLOADS = ("roundtrip", "fleet", "oneway", "registry", "idle", "lifecycle")
+WORKLOADS = ("roundtrip", "fleet", "oneway", "registry", "idle", "lifecycle", "launch")
+ON_REQUEST = ("slurm",)
+
+_NAMES = f"{', '.join(WORKLOADS)}; on a login node with Slurm, also slurm"
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--repeats", type=int, help="repetitions of each workload and side (default 5; 2 if quick)")
-    parser.add_argument("--only", action="append", choices=WORKLOADS, metavar="NAME", help=", ".join(WORKLOADS))
+    parser.add_argument("--only", action="append", choices=(*WORKLOADS, *ON_REQUEST), metavar="NAME", help=_NAMES)
     parser.add_argument("--side", action="append", choices=(*SIDES, *VARIANTS), help="measure one side alone")
     parser.add_argument("--scale", choices=SCALES, default="full", help="how much each workload does")
     parser.add_argument("--quick", action="store_const", const="quick", dest="scale", help="same as --scale quick")

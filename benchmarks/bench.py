@@ -34,13 +34,13 @@ class Bench:
     results: Results = field(default_factory=Results)
 
     @contextmanager
-    def exchange(self) -> Iterator[Exchange]:
-        """Spawn an exchange on 127.0.0.1 for the time of the block, then kill it.
+    def exchange(self, host: str = "127.0.0.1") -> Iterator[Exchange]:
+        """Spawn an exchange on `host` for the time of the block, then kill it.
 
         How it stops when asked is measured by `lifecycle`; academy-py takes 5 s for it while a client listens.
         """
         port = free_port()
-        with self._options() as options, self.side.spawn_http_exchange("127.0.0.1", port, **options) as factory:
+        with self._options() as options, self.side.spawn_http_exchange(host, port, **options) as factory:
             process = find_listener(port)
             try:
                 yield Exchange(factory, process)

@@ -99,4 +99,13 @@ FIGURES: tuple[Figure, ...] = (
     Figure("lifecycle", "import_s", "import", "s", at_most=1),
     Figure("lifecycle", "spawn_s", "spawn until a client is ready", "s", at_most=1),
     Figure("lifecycle", "stop_s", "stop while a client listens", "s", limit=0.5),
+    Figure("launch", "worker_s", "launch {launched} agents on one worker until all answer", "s"),
+    Figure("launch", "worker_rate", "agents launched on one worker", "/s", at_least=4),
+    Figure("launch", "threads_rate", "agents launched in threads of the program", "/s", at_least=4),
+    Figure("launch", "processes_rate", "agents launched in {launched_apart} processes", "/s"),
+    Figure("launch", "agent_kb", "memory of a further agent in a worker", "kB", limit=100),
+    Figure("slurm", "slurm_s", "launch {launched} agents on 3 nodes of Slurm until all answer", "s"),
+    Figure("slurm", "slurm_job_s", "the same from the start of the job", "s"),
+    Figure("slurm", "slurm_rate", "agents launched on 3 nodes of Slurm", "/s"),
+    Figure("launch", "relaunch_s", "start of a killed worker until all answer", "s", limit=2),
 )

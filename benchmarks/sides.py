@@ -6,7 +6,7 @@ Nothing is imported before `load`: a measuring process must pay for one package 
 
 import asyncio
 import importlib
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,8 @@ MODULES: dict[str, dict[str, str]] = {
     },
 }
 
+MANAGERS = {"academy": "academy.manager", "academy_hpc": "academy_hpc.launch.manager"}
+
 
 @dataclass(frozen=True, slots=True)
 class Side:
@@ -71,6 +73,17 @@ class Side:
         """Run an agent process as the package's own launcher does."""
         with self.event_runner() as runner:
             runner.run(main)
+
+    @property
+    def manager(self) -> Any:
+        """The class of managers; imported by what launches, and not by workers."""
+        return importlib.import_module(MANAGERS[self.name]).Manager
+
+    async def launch(self, manager: Any, agents: Sequence[Any], agents_per_worker: int) -> list[Any]:
+        """Return the handles of agents that were launched at once."""
+        if hasattr(manager, "launch_many"):
+            return list(await manager.launch_many(agents, agents_per_worker=agents_per_worker))
+        return await asyncio.gather(*map(manager.launch, agents))
 
     async def open_transport(self, factory: Any, registration: Any) -> Any:
         """Return a transport for a registered agent, below the agent client."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import random
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Any
 
 from academy_hpc import Agent, AgentLaunch, Handle, HttpExchangeFactory, Manager, action, loop, spawn_http_exchange
+from academy_hpc.launch.launcher import Launcher
 
 BEST = 0.7  # what the pipeline looks for, and no agent but the simulators knows
 ROUNDS = 8
@@ -81,9 +82,8 @@ class Steerer(Agent):
         return self.places
 
 
-async def main(factory: HttpExchangeFactory) -> None:
-    pool = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
-    async with await Manager.from_exchange_factory(factory, pool) as manager:
+async def main(factory: HttpExchangeFactory, launcher: Launcher | Executor) -> None:
+    async with await Manager.from_exchange_factory(factory, launcher) as manager:
         # Registered first: so that each agent can be given a handle of another that does not run yet.
         analyst, steerer = await manager.register_agents([(Analyst, "analyst"), (Steerer, "steerer")])
         to_analyst, to_steerer = manager.get_handle(analyst), manager.get_handle(steerer)
@@ -103,5 +103,6 @@ async def main(factory: HttpExchangeFactory) -> None:
 
 
 if __name__ == "__main__":
+    pool = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
     with spawn_http_exchange(port=0) as factory:
-        asyncio.run(main(factory))
+        asyncio.run(main(factory, pool))

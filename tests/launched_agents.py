@@ -9,7 +9,7 @@ import time
 
 from academy_hpc import Agent, Handle, action, loop
 
-__all__ = ["Caller", "Counter", "Fragile", "LateFailure", "Stubborn", "Tired"]
+__all__ = ["Caller", "Counter", "Fragile", "Insider", "Keeper", "LateFailure", "Stubborn", "Tired", "Unlucky"]
 
 
 class Counter(Agent):
@@ -48,10 +48,28 @@ class Counter(Agent):
         await asyncio.sleep(1000)
 
 
+class Keeper(Counter):
+    """Keeps its total over its lives."""
+
+    def agent_get_state(self) -> int:
+        return self.total
+
+    def agent_set_state(self, state: int) -> None:
+        self.total = state
+
+
 class Caller(Agent):
     @action
     async def add_for_me(self, counter: Handle[Counter], amount: int) -> int:
         return int(await counter.add(amount))
+
+
+class Insider(Agent):
+    """Tells what it can do besides being itself."""
+
+    @action
+    async def shown_to_the_exchange(self) -> dict[str, str]:
+        return dict(self.agent_exchange_client.factory().connection_info.headers)
 
 
 class Fragile(Agent):
@@ -63,6 +81,13 @@ class Fragile(Agent):
 class LateFailure(Agent):
     async def agent_on_startup(self) -> None:
         raise OSError("no such instrument")
+
+
+class Unlucky(Agent):
+    """Takes its process with it."""
+
+    async def agent_on_startup(self) -> None:
+        os._exit(7)
 
 
 class Tired(Agent):

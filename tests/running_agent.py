@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
 
 from academy_hpc.agent import Agent, RuntimeConfig
+from academy_hpc.checkpoint import CheckpointFiles
 from academy_hpc.exchange.client import UserExchangeClient
 from academy_hpc.exchange.http.server import ServerConfig
 from academy_hpc.handle import Handle
@@ -17,7 +18,7 @@ from academy_hpc.registry import Limits
 from academy_hpc.runtime import Runtime
 from tests.exchange_server import TOKEN, running_exchange
 
-__all__ = ["PATIENCE_S", "RunningAgent", "running", "running_user", "until"]
+__all__ = ["PATIENCE_S", "RunningAgent", "eventually", "running", "running_user", "until"]
 
 PATIENCE_S = 10.0
 
@@ -51,11 +52,12 @@ async def running(
     *,
     config: RuntimeConfig | None = None,
     registration: Any = None,
+    state: CheckpointFiles | None = None,
     wait: bool = True,
 ) -> AsyncIterator[RunningAgent]:
     """Run `agent` until the block ends; a test that ends it earlier also looks at how it ended."""
     registration = registration or await user.register_agent(type(agent))
-    runtime = Runtime(agent, exchange_factory=user.factory(), registration=registration, config=config)
+    runtime = Runtime(agent, exchange_factory=user.factory(), registration=registration, config=config, state=state)
     task = asyncio.create_task(runtime.run_until_complete())
     made = RunningAgent(runtime, task, Handle(registration.agent_id, exchange=user), registration)
     try:
@@ -74,4 +76,12 @@ async def until(condition: Callable[[], Any]) -> Any:
     async with asyncio.timeout(PATIENCE_S):
         while not (value := condition()):  # noqa: ASYNC110 - conditions of agents, which set no event for a test
             await asyncio.sleep(0.001)
+    return value
+
+
+async def eventually(condition: Callable[[], Awaitable[Any]]) -> Any:
+    """Ask until what is awaited holds; what it was then. Raises TimeoutError."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not (value := await condition()):  # noqa: ASYNC110 - conditions of other processes
+            await asyncio.sleep(0.01)
     return value

@@ -10,10 +10,10 @@ import pytest
 
 from academy_hpc.delivery import Delivery, Window
 from academy_hpc.directory import Caller, Effects
-from academy_hpc.exchange.store.memory import MemoryStore
 from academy_hpc.identifiers import AgentId, EntityId, UserId
 from academy_hpc.message import ActionRequest, Message
 from academy_hpc.registry import Limits, Registry
+from tests.replayed_store import ReplayedStore
 
 __all__ = ["ALL", "BASE", "OWNER", "Exchange", "finish"]
 
@@ -34,7 +34,7 @@ class Exchange:
     def __init__(self, **limits: int) -> None:
         self.limits = Limits(**limits)
         self.registry = Registry(self.limits)
-        self.store = MemoryStore()
+        self.store = ReplayedStore()
         self.user = self.create(UserId.new("caller"))
         self.agent = self.create(AgentId[Any].new("worker"), "pkg.Worker", BASE)
         self.sessions: dict[uuid.UUID, uuid.UUID] = {}

@@ -51,6 +51,18 @@ def test_tls_and_durable_exchanges_are_measured_beside_the_plain_one(tmp_path: P
     assert row.startswith("action 100 B, 64 outstanding") and row.count("x)") == len(VARIANTS)
 
 
+@pytest.mark.interop
+def test_launches_are_measured_on_both_sides(tmp_path: Path) -> None:
+    """Each launch that both packages can do has a rate on both sides; memory and relaunch are of academy_hpc alone."""
+    raw = tmp_path / "raw.json"
+    finished = _run("--only", "launch", "--side", "academy", "--side", "academy_hpc", "--json", str(raw))
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    theirs, ours = (outcome["figures"] for outcome in json.loads(raw.read_text()))
+    assert set(theirs) == {"worker_s", "worker_rate", "threads_rate", "processes_rate"}
+    assert set(ours) - set(theirs) == {"agent_kb", "relaunch_s"}
+    assert all(value > 0 for value in [*theirs.values(), *ours.values()])
+
+
 def test_a_side_that_fails_is_told_and_the_table_still_printed() -> None:
     """An error of one side is a line below the table and an exit status, not the end of the run."""
     command = [sys.executable, "-c", "import sys, benchmarks.__main__ as m"]

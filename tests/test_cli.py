@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import psutil
 import pytest
 
@@ -91,7 +92,8 @@ def test_every_option_has_help_and_the_command_an_example() -> None:
     from academy_hpc.cli.exchange import exchange
 
     for command in exchange.commands.values():  # type: ignore[attr-defined]
-        assert [option.name for option in command.params if not option.help] == []
+        options = [option for option in command.params if isinstance(option, click.Option)]
+        assert [option.name for option in options if not option.help] == []
     assert (
         "  academy-hpc exchange run --port 0 --interface hsn0 --state-dir"
         in academy_hpc_command("exchange", "run", "--help").stdout
@@ -196,7 +198,7 @@ def test_a_second_server_on_the_same_state_is_refused_in_one_line(tmp_path: Path
         started = time.monotonic()
         # On another port, or the port would be what is told.
         second = academy_hpc_command("exchange", "run", "--host", "127.0.0.1", "--port", "1", "--state-dir", state)
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 10  # it does not wait for the other one
         assert second.returncode == 1
         assert second.stdout == ""
         assert second.stderr.count("\n") == 1
@@ -256,7 +258,7 @@ def test_status_is_for_people_and_for_programs(tmp_path: Path) -> None:
     assert answer["host"] == os.uname().nodename
     assert answer["mailboxes"] == 0
     assert 0 <= answer["uptime_s"] < 60
-    assert f"pid        {answer['pid']}\n" in text
+    assert f"pid             {answer['pid']}\n" in text
 
 
 def test_status_says_why_an_exchange_can_not_be_reached(tmp_path: Path) -> None:

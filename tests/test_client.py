@@ -299,7 +299,7 @@ async def test_a_user_that_leaves_with_calls_under_way_ends_them_and_the_agent_g
         sleeper.release.set()
         await until(lambda: sleeper.log.count("awake") == 20)
         assert await agent.handle.sleep() == "slept"
-        assert not agent.runtime._client._requests  # type: ignore[union-attr]
+        assert not agent.runtime._requests.client._requests  # type: ignore[union-attr]
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 

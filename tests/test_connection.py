@@ -68,6 +68,7 @@ def test_the_text_says_what_it_is() -> None:
         "server": None,
         "proof": False,
         "auth_method": None,
+        "durable": False,
     }
 
 

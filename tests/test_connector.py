@@ -6,10 +6,19 @@ import asyncio
 import gc
 from collections.abc import Callable, Iterator
 
+import msgspec
+import psutil
 import pytest
 import uvloop
 
-from academy_hpc import ExchangeFactory, HttpExchangeFactory, UserId, spawn_http_exchange
+from academy_hpc import (
+    ConnectionInfo,
+    ExchangeFactory,
+    ExchangeUnavailableError,
+    HttpExchangeFactory,
+    UserId,
+    spawn_http_exchange,
+)
 from academy_hpc.exchange.http.dial import ClientOptions
 from academy_hpc.exchange.http.rest import RestChannel
 
@@ -37,6 +46,39 @@ async def use_rest(factory: HttpExchangeFactory) -> None:
     await channel.attach(lambda message: None, lambda error: None)
     await asyncio.sleep(0.1)
     await channel.close()
+
+
+@pytest.mark.parametrize("make_loop", LOOPS.values(), ids=LOOPS)
+def test_an_exchange_that_is_killed_leaves_no_error_that_nobody_looks_at(
+    make_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """It would be shown, with a traceback, whenever Python comes to throw it away."""
+    shown: list[dict[str, object]] = []
+    with (
+        spawn_http_exchange("0.0.0.0", 0, tls=True) as factory,  # noqa: S104 - with a certificate
+        asyncio.Runner(loop_factory=make_loop) as runner,
+    ):
+        runner.get_loop().set_exception_handler(lambda _, context: shown.append(context))
+        [exchange] = psutil.Process().children()
+        runner.run(survive_the_end_of(exchange, factory.connection_info))
+        gc.collect()
+    assert shown == []
+
+
+async def survive_the_end_of(exchange: psutil.Process, info: ConnectionInfo) -> None:
+    port = info.urls[0].rpartition(":")[2]
+    several = tuple(f"https://127.0.0.{number}:{port}" for number in range(1, 5))
+    info = msgspec.structs.replace(info, urls=several)
+    factory = HttpExchangeFactory.from_connection_info(info, options=ClientOptions(reconnect_s=0.2))
+    client = await factory.create_user_client()
+    exchange.suspend()
+    asking = asyncio.create_task(client.discover("no.such.Class"))
+    await asyncio.sleep(0.1)
+    exchange.kill()  # with something unread, for which the kernel resets the connection
+    await client.wait_ended()
+    await asyncio.wait([asking])
+    assert isinstance(asking.exception(), ExchangeUnavailableError)
+    await client.close()
 
 
 # An event loop warns of what is open when it ends, and a warning fails the test.

@@ -46,3 +46,8 @@ def test_the_launchers_data_travels_in_the_wheel(python: Path) -> None:
     code = "import importlib.resources as r; print(*(f.name for f in r.files('academy_hpc._launchers').iterdir()))"
     packed = run(python, "-c", code, folder=python.parent).split()
     assert set(packed) == {path.name for path in (PROJECT / "launchers").iterdir()}
+
+
+def test_an_installed_package_knows_its_sites(python: Path) -> None:
+    code = "from academy_hpc import Site; print(Site.load('polaris').origin('scheduler'))"
+    assert run(python, "-c", code, folder=python.parent).strip() == "packaged pbs.toml"

@@ -33,6 +33,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "AgentTerminatedError": (AGENT,),
     "BadEntityIdError": (AGENT,),
     "BadRequestError": ("group_id is empty",),
+    "CheckpointError": ("/run/state/1f0c2d9a", "can't be written: no space left on device"),
     "ConnectionInfoError": ("not JSON",),
     "DeliveryFailedError": (AGENT, 5),
     "AgentAbsentError": (AGENT, 3600.0),

@@ -261,6 +261,6 @@ def _command(process: psutil.Process) -> str:
 
 def test_signals_that_end_workers_are_those_of_parsl() -> None:
     """HighThroughputExecutor ends its workers by SIGTERM, a second before it kills them."""
-    from academy_hpc.worker import END_SIGNALS
+    from academy_hpc.worker.deadline import END_SIGNALS
 
     assert signal.SIGTERM in END_SIGNALS

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 
+import pytest
+
 from academy_hpc.launch.progress import LaunchProgress, ProgressLine
 
 __all__: list[str] = []
@@ -51,3 +53,19 @@ def test_a_log_gets_a_line_now_and_then_and_the_last_one() -> None:
     lines = log.getvalue().splitlines()
     assert len(lines) < 10
     assert lines[-1] == "100/100 ready"
+
+
+def test_a_log_of_a_long_wait_stays_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, now = io.StringIO(), 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    show = ProgressLine(log)
+    for second in range(3600):
+        now = float(second)
+        show(LaunchProgress(queued=("x",), waiting=f"job 4711 is pending, {second} s"))
+    assert 60 < len(log.getvalue().splitlines()) < 80
+
+
+def test_nothing_is_shown_where_nobody_is_waited_for_any_more() -> None:
+    log = io.StringIO()
+    ProgressLine(log)(LaunchProgress())
+    assert log.getvalue() == ""

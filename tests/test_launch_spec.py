@@ -7,6 +7,7 @@ import sys
 import uuid
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from academy_hpc import AgentId, ConnectionInfo, HttpAgentRegistration, LaunchError, LaunchSpec, RuntimeConfig, UserId
@@ -79,7 +80,7 @@ def test_a_damaged_spec_is_told_without_its_secret() -> None:
 
 def test_fields_of_a_later_release_are_ignored() -> None:
     spec = launch_spec()
-    assert LaunchSpec.from_json(json.dumps({**json.loads(spec.to_json()), "deadline_s": 3600})) == spec
+    assert LaunchSpec.from_json(json.dumps({**json.loads(spec.to_json()), "a_later_field": 3600})) == spec
 
 
 def test_reports_come_back_from_their_text() -> None:
@@ -91,11 +92,16 @@ def test_reports_come_back_from_their_text() -> None:
         WorkerReport.from_json(agent.to_json())
 
 
-def test_the_reports_of_an_agent_have_tags_of_their_own() -> None:
+def test_the_shares_of_all_ranks_are_even_and_all_there_is() -> None:
     [agent] = launch_spec().agents
-    tags = {state: agent.report_tag(state) for state in ("arrived", "ready", "finished", "failed", "stopped")}
-    assert len(set(tags.values())) == 3
-    assert tags["finished"] == tags["failed"] == tags["stopped"]
+    numbers = [msgspec.structs.replace(agent, tag=uuid.UUID(int=number)) for number in range(7)]
+    spec = msgspec.structs.replace(launch_spec(), agents=tuple(numbers), ranks=None)
+    shares = [spec.share(rank, 3) for rank in range(3)]
+    assert [len(share.agents) for share in shares] == [2, 2, 3]
+    assert [one for share in shares for one in share.agents] == numbers
+    assert all(share.ranks == 1 for share in shares)
+    assert spec.share(8, 9).agents == (numbers[6],)
+    assert sum(len(spec.share(rank, 9).agents) for rank in range(9)) == 7
 
 
 def test_folders_of_the_program_are_told_apart_from_the_installation(

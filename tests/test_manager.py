@@ -42,6 +42,7 @@ from academy_hpc.exchange.http.server import ServerConfig
 from academy_hpc.launch.launcher import Launcher
 from academy_hpc.launch.progress import LaunchProgress
 from academy_hpc.registry import Limits
+from academy_hpc.worker import run
 from tests.exchange_server import TOKEN, running_exchange
 from tests.launched_agents import Caller, Counter, Fragile, Stubborn, Tired
 from tests.running_agent import until
@@ -81,6 +82,7 @@ class Silent:
     """A launcher whose workers never come: what a full queue, or a dead interchange, looks like."""
 
     label = "silence"
+    restarts = False
 
     def __init__(self) -> None:
         self.futures: list[Future[str]] = []
@@ -93,6 +95,9 @@ class Silent:
     def start(self, specs: Sequence[str]) -> list[Future[str]]:
         self.futures = [Future() for _ in specs]
         return self.futures
+
+    def waiting(self) -> str | None:
+        return None
 
     def failure(self) -> str | None:
         return self.broken
@@ -124,6 +129,16 @@ async def test_a_launcher_is_chosen_by_name(factory: HttpExchangeFactory) -> Non
             await manager.launch(Counter, executor="silence", timeout=0.1)
         with pytest.raises(ValueError, match="no launcher 'gpu'; there are: 'threads', 'silence'"):
             await manager.launch(Counter, launcher="gpu")
+
+
+async def test_a_manager_without_a_launcher_adopts_what_the_program_starts(factory: HttpExchangeFactory) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        async with await Manager.from_exchange_factory(factory) as manager:
+            spec = await manager.make_spec([Counter(40)])
+            [counter] = await manager.adopt(spec, pool.submit(run, spec.to_json()))
+            assert await counter.add(2) == 42
+            with pytest.raises(ValueError, match="has no launcher"):
+                await manager.launch(Counter)
 
 
 async def test_a_manager_needs_a_launcher_that_is_there(factory: HttpExchangeFactory) -> None:
@@ -185,6 +200,18 @@ async def test_an_agent_can_be_called_before_it_runs(manager: Manager) -> None:
     assert await call == 42
     assert counter.agent_id == registration.agent_id
     assert counter.agent_id.name == "early"
+
+
+async def test_agents_can_be_launched_without_waiting_for_them(manager: Manager) -> None:
+    first, second = await manager.submit_many([AgentLaunch(Counter, name="a"), AgentLaunch(Counter, name="b")])
+    assert {first.agent_id, second.agent_id} == manager.running()
+    assert (await manager.wait_ready(timeout=30)).keys() == {"a", "b"}
+    assert await second.add(1) == 1
+    (fragile,) = await manager.submit_many([AgentLaunch(Fragile, args=("too thin",))])
+    with pytest.raises(LaunchError, match="too thin"):
+        await manager.wait_ready(timeout=30)
+    report = manager.report(fragile)
+    assert report is not None and report.state == "failed"
 
 
 async def test_many_agents_are_spread_evenly(manager: Manager) -> None:

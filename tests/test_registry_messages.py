@@ -264,6 +264,27 @@ def test_what_is_lost_on_its_way_is_not_held_against_the_agent() -> None:
     assert exchange.listen(exchange.agent).given_up == []
 
 
+@pytest.mark.parametrize("ends", ["in order", "at work", "dies"])
+def test_what_a_listener_left_without_having_begun_it_counts_as_no_attempt_after_a_restart(ends: str) -> None:
+    """So an action that must not run twice runs in the next job. Where it may have been begun, it counts."""
+    exchange = Exchange()
+    for _ in range(3):
+        exchange.request()
+    exchange.listen(exchange.agent)
+    handed_out = [delivery.seq for delivery in exchange.take(exchange.agent)]
+    exchange.request()
+    effects = Effects()
+    unbegun = handed_out[ends == "at work" :]
+    in_order = None if ends == "dies" else effects
+    session = exchange.sessions[exchange.agent.uid]
+    exchange.registry.detach(exchange.agent.uid, session, now=0.0, in_order=in_order, unbegun=unbegun)
+    exchange.commit(effects)
+    exchange.restart()
+    exchange.listen(exchange.agent)
+    expected = 1 if ends == "in order" else 2
+    assert [delivery.attempt for delivery in exchange.take(exchange.agent)] == [expected] * 4
+
+
 def test_last_seen_is_the_last_sign_of_life(exchange: Exchange) -> None:
     """None before the first; 0 while it listens on a stream; then seconds since it left, or since a heartbeat."""
     assert exchange.registry.last_seen(exchange.agent, OWNER, now=5.0) is None

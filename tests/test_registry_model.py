@@ -27,11 +27,11 @@ from hypothesis.stateful import (
 from academy_hpc import errors
 from academy_hpc.delivery import Window, size_of
 from academy_hpc.directory import Caller, Effects, MailboxCounters
-from academy_hpc.exchange.store.memory import MemoryStore
 from academy_hpc.identifiers import AgentId, EntityId, UserId
 from academy_hpc.message import ActionRequest, Message, SuccessResponse
 from academy_hpc.registry import Limits, Registry
 from tests.mailbox_model import Box, Item, Listener, check_effects
+from tests.replayed_store import ReplayedStore
 from tests.stored_registry import ALL, BASE, finish
 
 __all__: list[str] = []
@@ -50,7 +50,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.registry = Registry(LIMITS)
-        self.store = MemoryStore()
+        self.store = ReplayedStore()
         self.boxes: dict[uuid.UUID, Box] = {}
         self.gone: dict[uuid.UUID, MailboxCounters] = {}
         self.recognised: set[tuple[uuid.UUID, uuid.UUID, str]] = set()

@@ -89,7 +89,7 @@ async def test_a_cancellation_while_the_answer_waits_to_be_sent_does_not_take_it
     agent = WaitingAgent()
     agent.release.set()
     async with running_user() as user, running(agent, user) as run:
-        client = run.runtime._client
+        client = run.runtime._requests.client
         assert client is not None
         respond, held = client.respond, asyncio.Event()
         tags: list[uuid.UUID] = []
@@ -122,8 +122,8 @@ async def test_a_caller_that_is_gone_when_the_answer_comes_does_no_harm(caplog: 
         await until(lambda: agent.ended == ["finished"])
         assert await run.handle.run(2) == 2
         await other.close()
-        assert run.runtime._client is not None
-        assert not run.runtime._client._requests
+        assert run.runtime._requests.client is not None
+        assert not run.runtime._requests.client._requests
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 

@@ -95,7 +95,7 @@ async def test_requests_that_come_while_the_agent_starts_are_carried_out_in_orde
     """Also the last of them, which comes at the very moment when the agent has started."""
     agent = SlowStart()
     async with running_user() as user, running(agent, user, wait=False) as run:
-        client = await until(lambda: run.runtime._client)
+        client = await until(lambda: run.runtime._requests.client)
         arrived: list[Message] = []
         take_in = client._on_request
         client._on_request = arrived.append  # type: ignore[method-assign]
@@ -223,7 +223,7 @@ async def test_cancelling_the_runtime_while_it_starts_is_no_success() -> None:
     agent = BadStart()
     async with running_user() as user, running(agent, user, config=config, wait=False) as run:
         waiting = call(run.handle, "quick")
-        await until(lambda: run.runtime._client)
+        await until(lambda: run.runtime._requests.client)
         await asyncio.sleep(0.02)
         run.task.cancel()
         with pytest.raises(asyncio.CancelledError):

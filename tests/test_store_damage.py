@@ -299,7 +299,7 @@ def test_salvage_is_a_command(tmp_path: Path) -> None:
 
 
 def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_directory, "_file_system", lambda _: "lustre")
+    monkeypatch.setattr(state_directory, "network_file_system", lambda _: "lustre")
     with pytest.raises(StoreError, match=r"network file system \(lustre\).* local disk of this host"):
         SqliteStore(tmp_path / "state")
 

@@ -162,7 +162,7 @@ async def test_an_exception_whose_class_is_not_here_is_an_error_that_says_so(
             finally:
                 asyncio.get_running_loop().call_later(0.0, sys.modules.pop, "only_on_the_node")
 
-        monkeypatch.setitem(agent.runtime._actions, "give", fail)
+        monkeypatch.setitem(agent.runtime._requests._actions, "give", fail)
         with pytest.raises(SerializationError, match="only_on_the_node") as caught:
             await agent.handle.give()
         (note,) = caught.value.__notes__
@@ -265,4 +265,4 @@ async def test_what_is_larger_than_the_exchange_allows_is_an_error_of_the_caller
 
 
 def _unanswered(agent: RunningAgent) -> int:
-    return len(agent.runtime._client._requests)  # type: ignore[union-attr]
+    return len(agent.runtime._requests.client._requests)  # type: ignore[union-attr]

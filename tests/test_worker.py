@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from academy_hpc import (
     ConnectionInfo,
     HttpExchangeFactory,
     LaunchError,
-    LaunchSpec,
     Manager,
     RuntimeConfig,
     spawn_http_exchange,
@@ -31,12 +29,11 @@ from academy_hpc.launch.executor import ExecutorLauncher
 from academy_hpc.launch.spec import WorkerReport
 from academy_hpc.worker import run
 from tests.launched_agents import Counter, Fragile
+from tests.worker_process import report_of, worker_process
 
 __all__: list[str] = []
 
 PATIENCE_S = 30.0
-# Reads the spec as a job script would give it to a worker.
-PROGRAM = "import sys; from academy_hpc.worker import run; print(run(sys.stdin.read()))"
 SURVIVES = RuntimeConfig(terminate_on_error=False)
 
 
@@ -54,26 +51,6 @@ async def manager(factory: HttpExchangeFactory) -> AsyncIterator[Manager]:
         yield made
 
 
-@contextlib.contextmanager
-def worker_process(spec: LaunchSpec) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None
-        process.stdin.write(spec.to_json())
-        process.stdin.close()
-        process.stdin = None
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-async def report_of(process: subprocess.Popen[str]) -> WorkerReport:
-    output, _ = await asyncio.to_thread(process.communicate)
-    return WorkerReport.from_json(output)
-
-
 async def test_a_worker_runs_until_its_agents_have_ended_and_reports_on_each(manager: Manager) -> None:
     spec = await manager.make_spec([AgentLaunch(Counter, args=(1,), name="a"), AgentLaunch(Counter, name="b")])
     with worker_process(spec) as process:
@@ -86,25 +63,26 @@ async def test_a_worker_runs_until_its_agents_have_ended_and_reports_on_each(man
     assert report.origin.pid == process.pid
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_ends_the_agents_and_leaves_their_mailboxes(manager: Manager, number: signal.Signals) -> None:
-    registration = await manager.register_agent(Counter)
-    item = AgentLaunch(Counter, config=SURVIVES, registration=registration)
-    spec = await manager.make_spec([item])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+async def test_a_signal_ends_the_agents_and_leaves_them_to_another_life(
+    manager: Manager, number: signal.Signals
+) -> None:
+    spec = await manager.make_spec([AgentLaunch(Counter, config=SURVIVES)])
     with worker_process(spec) as process:
         [counter] = await manager.adopt(spec)
         assert await counter.add(1) == 1
         process.send_signal(number)
         report = await report_of(process)
-    assert process.returncode == 0
-    assert [(agent.state, agent.reason) for agent in report.agents] == [
-        ("stopped", f"its worker was told to end by {number.name}")
+    assert process.returncode == 75
+    assert [(agent.state, agent.again, agent.cause, agent.reason) for agent in report.agents] == [
+        ("stopped", True, "preempted", f"its worker was told to end by {number.name}")
     ]
-    await manager.wait([counter])
     call = asyncio.create_task(counter.add(5))  # waits for the next worker
-    again = await manager.launch(Counter, args=(10,), registration=registration)
-    assert await call == 15
-    assert again.agent_id == counter.agent_id
+    with worker_process(msgspec.structs.replace(spec, attempt=2)) as process:
+        assert await call == 5
+        await manager.shutdown(counter)
+        assert (await report_of(process)).agents[0].state == "finished"
+    assert process.returncode == 0
 
 
 async def test_the_newer_of_two_copies_lives_on(manager: Manager) -> None:

@@ -7,48 +7,38 @@ started again when it dies, and this one has nothing to do but to hold its socke
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import queue
 import signal
-from collections.abc import Iterator
+import socket
 from pathlib import Path
 from typing import Any
 
 import click
 
-from academy_hpc.errors import AcademyError
+from academy_hpc.cli.console import Group, json_option, show_json
+from academy_hpc.cli.exchange_detached import connection_option, find_connection_file, start, stop
+from academy_hpc.cli.exchange_host import host
+from academy_hpc.cli.exchange_options import DIRECTORY, FILE, check_certificate_options, server_options
 
 __all__ = ["exchange"]
 
-LEVELS = click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False)
-FILE = click.Path(dir_okay=False, path_type=Path)
-DIRECTORY = click.Path(file_okay=False, path_type=Path)
+DAY_S = 86400.0
 
 
-@click.group()
+@click.group(cls=Group)
 def exchange() -> None:
     """Run a private exchange, and ask one how it is."""
 
 
+exchange.add_command(host)
+exchange.add_command(start)
+exchange.add_command(stop)
+
+
 @exchange.command()
-@click.option(
-    "--host",
-    default="0.0.0.0",  # noqa: S104 as spawn_http_exchange; a token guards every route
-    show_default=True,
-    help="Address or host name to bind. "
-    "0.0.0.0: all IPv4 addresses; ::: all; 127.0.0.1: reachable from this machine only.",
-)
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=5463,
-    show_default=True,
-    help="TCP port. 0: any free one. With a state directory, 0 and the default mean the one it had before.",
-)
-@click.option("--interface", help="Bind and advertise this network interface only, such as hsn0.")
-@click.option("--address", help="Host name or IP to advertise before all others, such as the near end of a tunnel.")
+@server_options(port=5463)
 @click.option(
     "--state-dir",
     type=DIRECTORY,
@@ -67,18 +57,12 @@ def exchange() -> None:
     help="File to which the exchange appends its log. Default: a temporary one, whose "
     "end is shown when the exchange process ends.",
 )
-@click.option("--log-level", type=LEVELS, default="WARNING", show_default=True, help="Least level of the log.")
 @click.option(
-    "--certificate", type=FILE, help="PEM file with a certificate to use instead of one made for this exchange."
+    "--log-limit",
+    type=click.IntRange(1),
+    help="Size in bytes at which the log file starts again from nothing. Default: it only grows.",
 )
-@click.option("--private-key", type=FILE, help="PEM file with the key of --certificate, closed to others.")
-@click.option(
-    "--globus",
-    is_flag=True,
-    help="Let in others with a Globus Auth token for this exchange, too. Needs ACADEMY_EXCHANGE_CLIENT_ID and "
-    "ACADEMY_EXCHANGE_SECRET.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON when it serves.")
+@json_option
 def run(*, log_level: str, as_json: bool, state_dir: Path | None, **options: Any) -> None:
     """Run an exchange in the foreground, until Ctrl-C or SIGTERM.
 
@@ -92,8 +76,7 @@ def run(*, log_level: str, as_json: bool, state_dir: Path | None, **options: Any
 
     Exit code 0: stopped as it was told; 1: it could not start, or ended by itself; 2: wrong usage.
     """  # noqa: D301 - click takes the character for "don't wrap what follows"
-    if (options["certificate"] is None) != (options["private_key"] is None):
-        raise click.UsageError("--certificate and --private-key belong together: give both.")
+    check_certificate_options(options["certificate"], options["private_key"])
     if options["connection_file"] is None:
         if state_dir is None:
             raise click.UsageError("Say where clients find the exchange: --connection-file, or --state-dir.")
@@ -103,8 +86,8 @@ def run(*, log_level: str, as_json: bool, state_dir: Path | None, **options: Any
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
-    with _one_line_errors(), contextlib.suppress(KeyboardInterrupt):
-        _serve(level=log_level, log_path=options.pop("log_file"), state_dir=state_dir, as_json=as_json, **options)
+    with contextlib.suppress(KeyboardInterrupt):
+        _serve(level=log_level, state_dir=state_dir, as_json=as_json, **options)
 
 
 def _serve(*, connection_file: Path, as_json: bool, globus: bool, **options: Any) -> None:
@@ -112,25 +95,20 @@ def _serve(*, connection_file: Path, as_json: bool, globus: bool, **options: Any
     from academy_hpc.exchange.http.spawn import spawn_http_exchange
 
     options["globus"] = GlobusSettings.from_environment() if globus else None
+    options["absent_s"] = options.pop("absent_days") * DAY_S
+    options |= {"log_path": options.pop("log_file"), "log_limit_bytes": options.pop("log_limit")}
     ended: queue.SimpleQueue[str] = queue.SimpleQueue()
     with spawn_http_exchange(connection_file=connection_file, on_end=ended.put, **options) as factory:
         urls, path = factory.connection_info.urls, str(connection_file.absolute())
         if as_json:
-            click.echo(json.dumps({"urls": urls, "connection_file": path, "pid": os.getpid()}))
+            show_json({"urls": urls, "connection_file": path, "pid": os.getpid(), "host": socket.gethostname()})
         else:
             click.echo(f"The exchange serves at {', '.join(urls)}.\nConnection file: {path}\nCtrl-C stops it.")
         raise click.ClickException(ended.get())
 
 
 @exchange.command()
-@click.option(
-    "--connection-file",
-    type=FILE,
-    envvar="ACADEMY_HPC_CONNECTION",
-    show_envvar=True,
-    required=True,
-    help="The file that the exchange, or the program that has one, wrote.",
-)
+@connection_option
 @click.option(
     "--timeout",
     type=click.FloatRange(0.1),
@@ -138,17 +116,27 @@ def _serve(*, connection_file: Path, as_json: bool, globus: bool, **options: Any
     show_default=True,
     help="Seconds that each step of asking may take.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
-def status(connection_file: Path, timeout: float, as_json: bool) -> None:
-    """Ask an exchange who and how it is. Exit code 1: it can't be reached, with the reason."""
-    with _one_line_errors():
-        answer = _ask(connection_file, timeout)
+@json_option
+def status(connection_file: Path | None, timeout: float, as_json: bool) -> None:
+    """Ask an exchange who and how it is. Exit code 1: it can't be reached, with the reason.
+
+    \b
+    Example:
+      academy-hpc exchange status
+    """  # noqa: D301 - click takes the character for "don't wrap what follows"
+    path = find_connection_file(connection_file)
+    if path is None:
+        raise click.ClickException(
+            "No exchange of yours is known here: `academy-hpc exchange start` starts one; for others, name their "
+            "connection file with --connection-file or ACADEMY_HPC_CONNECTION."
+        )
+    answer = _ask(path, timeout) | {"connection_file": str(path.absolute())}
     if as_json:
-        click.echo(json.dumps(answer))
+        show_json(answer)
         return
     for name, value in answer.items():
         if value is not None:
-            click.echo(f"{name:<10} {value}")
+            click.echo(f"{name:<15} {value}")
 
 
 def _ask(connection_file: Path, timeout_s: float) -> dict[str, Any]:
@@ -165,11 +153,3 @@ def _ask(connection_file: Path, timeout_s: float) -> dict[str, Any]:
         "uptime_s": answer.uptime_s,
         "mailboxes": answer.mailboxes,
     }
-
-
-@contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except (AcademyError, ValueError) as error:
-        raise click.ClickException(str(error)) from None

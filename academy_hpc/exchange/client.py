@@ -18,6 +18,7 @@ from academy_hpc.errors import (
     BadEntityIdError,
     BadRequestError,
     ExchangeUnavailableError,
+    ListenerSupersededError,
 )
 from academy_hpc.exchange.transport import AgentRegistration, ExchangeTransport, MailboxStatus
 from academy_hpc.identifiers import AgentId, EntityId, UserId
@@ -56,6 +57,7 @@ class ExchangeClient(NoPickleMixin):
         self._transport = transport
         self._factory = factory
         self._pending: dict[uuid.UUID, asyncio.Future[Message]] = {}
+        self._heard: dict[uuid.UUID, Callable[[Message | AcademyError], None]] = {}  # by label
         self._requests: dict[uuid.UUID, Message] = {}  # received and not answered, by tag
         self._tasks: set[asyncio.Task[None]] = set()
         self._casts: set[asyncio.Task[None]] = set()
@@ -221,6 +223,11 @@ class ExchangeClient(NoPickleMixin):
         self._requests.pop(request.tag, None)
         self._transport.acknowledge(request)
 
+    def give_back(self, request: Message) -> None:
+        """Leave `request` to the next listener: it was not begun, so this does not count as an attempt."""
+        self._requests.pop(request.tag, None)
+        self._transport.give_back(request)
+
     async def request(self, dest: EntityId, body: Body, *, label: uuid.UUID | None = None, tag: uuid.UUID) -> Message:
         """Send a request and wait for its answer, however long that takes.
 
@@ -270,6 +277,27 @@ class ExchangeClient(NoPickleMixin):
         future.add_done_callback(lambda _: self._pending.pop(tag, None))
         return future
 
+    def hear(self, label: uuid.UUID, listener: Callable[[Message | AcademyError], None]) -> None:
+        """Give `listener` each response with this label that nobody else waits for, and the error after the last one.
+
+        May be called before the client listens, so that nothing is missed.
+
+        Raises:
+            ExchangeError: The client is closed, or the exchange is gone.
+        """
+        if self._closed or self._ended is not None:
+            self._check_hears()
+        self._heard[label] = listener
+
+    def ignore(self, label: uuid.UUID) -> None:
+        """End `hear`."""
+        self._heard.pop(label, None)
+
+    @property
+    def superseded(self) -> bool:
+        """Whether another client listens to the mailbox in place of this one."""
+        return isinstance(self._ended, ListenerSupersededError)
+
     def _check_hears(self) -> None:
         if self._deaf is not None:
             raise type(self._deaf)(*self._deaf.args)
@@ -291,9 +319,14 @@ class ExchangeClient(NoPickleMixin):
         future = self._pending.get(message.tag)
         if future is not None and not future.done():
             future.set_result(message)
+        elif (listener := self._listener(message)) is not None:
+            listener(message)
         else:
             logger.debug("dropped a late or repeated response %s from %s", message.tag, message.src)
         self._transport.acknowledge(message)
+
+    def _listener(self, message: Message) -> Callable[[Message | AcademyError], None] | None:
+        return None if message.header.label is None else self._heard.get(message.header.label)
 
     def _on_request(self, message: Message) -> None:
         raise NotImplementedError
@@ -308,6 +341,9 @@ class ExchangeClient(NoPickleMixin):
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(type(error)(*error.args))
+        listeners, self._heard = self._heard, {}
+        for listener in listeners.values():
+            listener(error)
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run something in the background, at the longest until the client is closed."""
@@ -352,9 +388,15 @@ class UserExchangeClient(ExchangeClient):
     def __init__(self, user_id: UserId, transport: ExchangeTransport, *, factory: Any) -> None:
         super().__init__(user_id, transport, factory=factory)
 
-    async def close(self) -> None:
-        """Terminate the user's mailbox, then close. Pending requests fail."""
+    async def leave(self) -> None:
+        """Close, and leave the mailbox open for a later client of this user. Pending requests fail."""
         if not self._closed:
+            await self._send_casts()
+        await super().close()
+
+    async def close(self) -> None:
+        """Terminate the user's mailbox, unless it is another client's now, then close. Pending requests fail."""
+        if not self._closed and not self.superseded:
             self._deaf = ExchangeUnavailableError("The exchange client was closed.")
             self._fail_pending(self._deaf)
             await self._send_casts()

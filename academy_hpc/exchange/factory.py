@@ -45,17 +45,22 @@ class ExchangeFactory(ABC):
         await client.start()
         return client
 
-    async def create_user_client(self, *, name: str | None = None, start_listener: bool = True) -> UserExchangeClient:
-        """A client for a new user.
+    async def create_user_client(
+        self, *, name: str | None = None, start_listener: bool = True, user_id: EntityId | None = None
+    ) -> UserExchangeClient:
+        """A client for a new user, or for one that has a mailbox.
 
         Args:
             name: For display.
             start_listener: False for a client that only registers, discovers and sends: it hears no answers.
+            user_id: A user whose earlier client was left open: what arrived since then is heard. A client that
+                listens for the same user elsewhere ends with `ListenerSupersededError`.
 
         Raises:
             ExchangeUnavailableError, UnauthorizedError: The exchange can't be used.
+            BadEntityIdError, MailboxTerminatedError: The user has no mailbox any more.
         """
-        transport = await self.create_transport(name=name)
+        transport = await self.create_transport(user_id, name=name)
         user_id = UserId(transport.mailbox_id.uid, transport.mailbox_id.name)
         client = UserExchangeClient(user_id, transport, factory=self)
         if start_listener:

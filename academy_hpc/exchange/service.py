@@ -13,7 +13,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
 from academy_hpc.delivery import size_of
@@ -186,12 +186,23 @@ class ExchangeService:
         if before is not None and (before[0] is not listener or before[1] != session):
             before[0].end(entity.uid, ListenerSupersededError(entity))
 
-    def detach(self, uid: uuid.UUID, listener: Listener, session: uuid.UUID, *, in_order: bool = False) -> None:
-        """`listener` is gone, or has ended `in_order`. Late calls, when another has come, have no effect."""
+    def detach(
+        self,
+        uid: uuid.UUID,
+        listener: Listener,
+        session: uuid.UUID,
+        *,
+        in_order: Effects | None = None,
+        unbegun: Iterable[int] = (),
+    ) -> None:
+        """`listener` is gone, or has ended `in_order`. Late calls, when another has come, have no effect.
+
+        `unbegun`: numbers of what it was handed and has not begun.
+        """
         current = self._listeners.get(uid)
         if current is not None and current[0] is listener:
             del self._listeners[uid]
-            self.registry.detach(uid, session, now=time.monotonic(), in_order=in_order)
+            self.registry.detach(uid, session, now=time.monotonic(), in_order=in_order, unbegun=unbegun)
 
     async def watch_absent(self, absent_s: float) -> None:
         """For ever: whoever waits for an entity that nobody has run for `absent_s` seconds gets an error.

@@ -154,6 +154,13 @@ class ExchangeTransport(Protocol):
         """Done with a received message: it will not come again."""
         ...
 
+    def give_back(self, message: Message) -> None:
+        """A received message was not begun: the next listener gets it, and this one does not count as an attempt.
+
+        It is told when the transport is closed in order. An exchange without a stream has no way to take it back.
+        """
+        ...
+
     def listen(self, timeout: float | None = None) -> AsyncGenerator[Message]:
         """Messages one by one, each acknowledged when the next is asked for; ends after `timeout` s of silence."""
         ...

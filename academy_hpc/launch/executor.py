@@ -49,6 +49,11 @@ class ExecutorLauncher:
         """See `Launcher`."""
         return self._label
 
+    @property
+    def restarts(self) -> bool:
+        """See `Launcher`."""
+        return False
+
     def slots(self) -> int | None:
         """See `Launcher`."""
         if self._slots is None and isinstance(self._executor, ProcessPoolExecutor | ThreadPoolExecutor):
@@ -64,6 +69,10 @@ class ExecutorLauncher:
             raise LaunchError(f"{self._label} takes no more workers: {error}") from error
         self._futures = [*(future for future in self._futures if not future.done()), *futures]
         return futures
+
+    def waiting(self) -> str | None:
+        """See `Launcher`."""
+        return None
 
     def failure(self) -> str | None:
         """See `Launcher`: where an executor breaks, it says so in its futures."""

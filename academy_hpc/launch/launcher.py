@@ -7,7 +7,20 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Protocol, cast, runtime_checkable
 
-__all__ = ["Launcher", "run_worker"]
+from academy_hpc.exchange.http.connection import ConnectionInfo
+from academy_hpc.launch.run import Run
+from academy_hpc.launch.spec import EndCause
+
+__all__ = ["Launcher", "RunKeeper", "WorkerEndedError", "run_worker"]
+
+
+class WorkerEndedError(Exception):
+    """What the future of a worker fails with where the launcher knows why it ended."""
+
+    def __init__(self, reason: str, cause: EndCause) -> None:
+        """`reason`: a sentence for people."""
+        super().__init__(reason)
+        self.cause = cause
 
 
 @runtime_checkable
@@ -20,6 +33,14 @@ class Launcher(Protocol):
     @property
     def label(self) -> str:
         """What it is called in errors."""
+        ...
+
+    @property
+    def restarts(self) -> bool:
+        """Whether it brings workers back by itself, so that a future is done only when there is no further life.
+
+        Where it is False, a manager that wants a worker back calls `start` again.
+        """
         ...
 
     def slots(self) -> int | None:
@@ -41,6 +62,13 @@ class Launcher(Protocol):
         """
         ...
 
+    def waiting(self) -> str | None:
+        """What workers that have not started wait for, such as ``"job 4711 is pending (Priority)"``; None: not known.
+
+        Returns at once.
+        """
+        ...
+
     def failure(self) -> str | None:
         """Why its workers are lost and no more can start, or None as long as all seems well. Returns at once."""
         ...
@@ -50,6 +78,32 @@ class Launcher(Protocol):
 
         Blocks. Calling it again does nothing.
         """
+        ...
+
+
+@runtime_checkable
+class RunKeeper(Launcher, Protocol):
+    """A launcher whose workers outlive the program: all that is known of them is kept in run directories."""
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        """Those that were started, or attached to, here; each call of `start` makes one."""
+        ...
+
+    def keep_connection(self, connection: ConnectionInfo) -> None:
+        """What each new run directory has before anything is submitted: a later program attaches with it."""
+        ...
+
+    def attach(self, run: Run) -> list[Future[str]]:
+        """Watch a run that exists, and starts nothing: a future for each of its workers, as from `start`.
+
+        Raises:
+            LaunchError: The run is of no use, and why.
+        """
+        ...
+
+    def release(self) -> None:
+        """Let go of all runs, and leave their workers running. Blocks for a moment."""
         ...
 
 

@@ -8,17 +8,21 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from academy_hpc.agent import RuntimeConfig
-from academy_hpc.errors import LaunchError, TooFewSlotsError
+from academy_hpc.errors import TooFewSlotsError
 from academy_hpc.exchange.client import UserExchangeClient
 from academy_hpc.exchange.http.client import HttpAgentRegistration, HttpExchangeFactory
 from academy_hpc.launch.launcher import Launcher
-from academy_hpc.launch.outcome import launch_error
+from academy_hpc.launch.outcome import late_error, launch_error
 from academy_hpc.launch.progress import ProgressCallback, ProgressLine
 from academy_hpc.launch.request import AgentLaunch
+from academy_hpc.launch.restart import RestartPolicy
 from academy_hpc.launch.source import AgentSource
-from academy_hpc.launch.spec import AgentSpec, LaunchSpec, import_folders
-from academy_hpc.launch.supervisor import SupervisedAgent, SupervisedWorker, Supervisor
+from academy_hpc.launch.spec import AgentSpec, LaunchSpec, import_folders, versions_here
+from academy_hpc.launch.supervised import SupervisedAgent, SupervisedWorker
+from academy_hpc.launch.supervisor import Supervisor
 
 __all__ = ["Launching"]
 
@@ -29,10 +33,10 @@ MORE_FAILURES_S = 0.3
 class Launching:
     """Launches for one manager."""
 
-    def __init__(self, client: UserExchangeClient, supervisor: Supervisor) -> None:
+    def __init__(self, client: UserExchangeClient, supervisor: Supervisor, state_dir: str | None) -> None:
         self._client = client
         self._supervisor = supervisor
-        self._starting = asyncio.Lock()
+        self._state_dir = state_dir
 
     def take_slots(self, launcher: Launcher, wanted: int) -> list[SupervisedWorker]:
         """Workers to be. Raises TooFewSlotsError."""
@@ -47,31 +51,50 @@ class Launching:
         groups: list[list[AgentLaunch[Any]]],
         sources: list[list[AgentSource]],
         workers: list[SupervisedWorker],
+        policy: RestartPolicy,
     ) -> list[LaunchSpec]:
         """`make_spec` for each worker. Raises ExchangeError, once no more are being registered."""
-        made = await asyncio.gather(*map(self.make_spec, groups, sources, workers), return_exceptions=True)
+        makes = (self.make_spec(*parts, policy) for parts in zip(groups, sources, workers, strict=True))
+        made = await asyncio.gather(*makes, return_exceptions=True)
         for outcome in made:
             if isinstance(outcome, BaseException):
                 raise outcome
         return [outcome for outcome in made if isinstance(outcome, LaunchSpec)]
 
     async def make_spec(
-        self, items: Sequence[AgentLaunch[Any]], sources: Sequence[AgentSource], worker: SupervisedWorker
+        self,
+        items: Sequence[AgentLaunch[Any]],
+        sources: Sequence[AgentSource],
+        worker: SupervisedWorker,
+        policy: RestartPolicy,
     ) -> LaunchSpec:
         """Register the agents of one worker, and listen for them. Raises ExchangeError."""
         registrations = await self._register(items)
-        agents = tuple(
-            AgentSpec(registration, source, item.config or RuntimeConfig(), uuid.uuid4())
-            for registration, source, item in zip(registrations, sources, items, strict=True)
-        )
-        for agent, item in zip(agents, items, strict=True):
-            self._supervisor.expect(agent, worker, own_mailbox=item.registration is None)
+        agents = []
+        for registration, source, item in zip(registrations, sources, items, strict=True):
+            config = item.config or RuntimeConfig()
+            close_on_error = config.terminate_on_error
+            if policy.on_error:  # closed by the supervisor, when no further life follows
+                config = msgspec.structs.replace(config, terminate_on_error=False)
+            agent = AgentSpec(registration, source, config, uuid.uuid4())
+            own = item.registration is None
+            self._supervisor.expect(agent, worker, own_mailbox=own, policy=policy, close_on_error=close_on_error)
+            agents.append(agent)
         factory: HttpExchangeFactory = self._client.factory()
         folders = await asyncio.to_thread(import_folders)
         connection = factory.connection_info
         if all(registration.token is not None for registration in registrations):
             connection = connection.without_token()  # what an agent may do, and no more, may its worker
-        return LaunchSpec(connection, factory.options, agents, self._client.client_id, folders)
+        versions = await asyncio.to_thread(versions_here)
+        return LaunchSpec(
+            connection,
+            factory.options,
+            tuple(agents),
+            self._client.client_id,
+            folders,
+            state_dir=self._state_dir,
+            versions=versions,
+        )
 
     async def _register(self, items: Sequence[AgentLaunch[Any]]) -> list[HttpAgentRegistration[Any]]:
         """All, or none stays. Raises ExchangeError."""
@@ -89,18 +112,13 @@ class Launching:
         registration = item.registration or await self._client.register_agent(item.agent_class, name=item.name)
         return HttpAgentRegistration[Any].from_json(registration.to_json())
 
-    async def start(self, launcher: Launcher, workers: list[SupervisedWorker], specs: list[LaunchSpec]) -> None:
-        """Give the specs to the launcher. Raises LaunchError."""
-        texts = [spec.to_json() for spec in specs]
-        async with self._starting:  # launchers take one call at a time
-            futures = await asyncio.to_thread(launcher.start, texts)
-        for worker, future in zip(workers, futures, strict=True):
-            self._supervisor.started(worker, future)
-
     @contextlib.contextmanager
     def shown(self, agents: list[SupervisedAgent], progress: bool | ProgressCallback) -> Iterator[None]:
         """Show how far the agents are."""
-        show = ProgressLine() if progress is True else progress or (lambda _: None)
+        if not progress:
+            yield
+            return
+        show = ProgressLine() if progress is True else progress
         with self._supervisor.calling(lambda: show(self._supervisor.progress(agents))):
             yield
 
@@ -115,4 +133,4 @@ class Launching:
         if failed:
             raise launch_error(failed, len(agents))
         if not all(wait.done() for wait in waits):
-            raise LaunchError(f"Not all agents are ready in time: {self._supervisor.progress(agents)}.")
+            raise late_error(agents, self._supervisor.progress(agents))

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
+from pathlib import Path
 from typing import Any, Self
 
 from academy_hpc.agent import Agent, RuntimeConfig
 from academy_hpc.errors import (
-    BadEntityIdError,
     LaunchError,
-    MailboxTerminatedError,
 )
 from academy_hpc.exchange.client import UserExchangeClient
 from academy_hpc.exchange.http.client import HttpExchangeFactory
 from academy_hpc.exchange.transport import AgentRegistration
 from academy_hpc.handle import Handle
-from academy_hpc.identifiers import AgentId, EntityId, UserId
+from academy_hpc.launch.attaching import Attaching
 from academy_hpc.launch.executor import ExecutorLauncher
-from academy_hpc.launch.launcher import Launcher
+from academy_hpc.launch.launcher import Launcher, RunKeeper
 from academy_hpc.launch.launching import Launching
-from academy_hpc.launch.managed import ManagedHandle
-from academy_hpc.launch.outcome import raise_failure
+from academy_hpc.launch.managed import ManagedAgents
 from academy_hpc.launch.progress import ProgressCallback, shown_names
 from academy_hpc.launch.request import AgentLaunch, AgentT, as_launch, sources_of, spread
-from academy_hpc.launch.spec import AgentReport, LaunchSpec
-from academy_hpc.launch.supervisor import SupervisedAgent, Supervisor
-from academy_hpc.serialization import NoPickleMixin
+from academy_hpc.launch.restart import RestartPolicy
+from academy_hpc.launch.run import Run
+from academy_hpc.launch.spec import LaunchSpec
+from academy_hpc.launch.supervised import SupervisedWorker
 
 __all__ = ["Manager"]
 
@@ -45,7 +44,7 @@ FORCED_S = 3.0
 AnyLauncher = Launcher | Executor
 
 
-class Manager(NoPickleMixin):
+class Manager(ManagedAgents):
     """Launches agents and supervises them; make one with `from_exchange_factory`.
 
         async with await Manager.from_exchange_factory(factory, launcher) as manager:
@@ -57,36 +56,46 @@ class Manager(NoPickleMixin):
 
     Args:
         exchange_client: A listening client of the user; it is closed with the manager.
-        launchers: Where agents run: a `ParslLauncher`, any `concurrent.futures.Executor`, or several by name.
+        launchers: Where agents run: a `ParslLauncher`, any `concurrent.futures.Executor`, or several by name. None: the
+            program starts workers itself, see `make_spec`.
         default_launcher: The one that is meant where none is named; default: the first.
+        restarts: When agents are started again whose worker was lost; see `RestartPolicy`. Launchers of batch jobs have
+            a limit of their own.
+        state_dir: Where agents that have a state keep their checkpoints: a directory that all nodes share, for next
+            lives elsewhere. Launchers of batch jobs use the run directory. None: no checkpoints are kept.
     """
 
     def __init__(
         self,
         exchange_client: UserExchangeClient,
-        launchers: AnyLauncher | Mapping[str, AnyLauncher],
+        launchers: AnyLauncher | Mapping[str, AnyLauncher] | None = None,
         *,
         default_launcher: str | None = None,
+        restarts: RestartPolicy | None = None,
+        state_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        named = launchers if isinstance(launchers, Mapping) else {DEFAULT_LAUNCHER: launchers}
-        if not named:
-            raise ValueError("A manager needs at least one launcher.")
-        self._client = exchange_client
-        self._launchers = {name: _as_launcher(launcher) for name, launcher in named.items()}
-        self._default = default_launcher or next(iter(self._launchers))
-        self._launcher(None)  # an unknown name is told at once
-        self._supervisor = Supervisor(exchange_client)
-        self._launching = Launching(exchange_client, self._supervisor)
+        super().__init__(exchange_client)
+        self._launchers = _by_name(launchers)
+        self._default = default_launcher or next(iter(self._launchers), None)
+        if self._default is not None:
+            self._launcher(None)  # an unknown name is told at once
+        self._restarts = restarts or RestartPolicy()
+        folder = None if state_dir is None else str(Path(state_dir).expanduser().absolute())
+        self._launching = Launching(exchange_client, self._supervisor, folder)
         self._closed = False
+        for keeper in self._keepers():
+            keeper.keep_connection(self.exchange_factory.connection_info)
 
     @classmethod
     async def from_exchange_factory(
         cls,
         factory: HttpExchangeFactory,
-        launchers: AnyLauncher | Mapping[str, AnyLauncher],
+        launchers: AnyLauncher | Mapping[str, AnyLauncher] | None = None,
         *,
         default_launcher: str | None = None,
         name: str | None = None,
+        restarts: RestartPolicy | None = None,
+        state_dir: str | os.PathLike[str] | None = None,
     ) -> Self:
         """A manager with a client of its own, a user called `name`.
 
@@ -95,7 +104,7 @@ class Manager(NoPickleMixin):
         """
         client = await factory.create_user_client(name=name)
         try:
-            return cls(client, launchers, default_launcher=default_launcher)
+            return cls(client, launchers, default_launcher=default_launcher, restarts=restarts, state_dir=state_dir)
         except BaseException:
             await client.close()
             raise
@@ -116,21 +125,63 @@ class Manager(NoPickleMixin):
         """The user and the launchers."""
         return f"Manager({self.user_id}, launchers={', '.join(self._launchers)})"
 
-    @property
-    def exchange_client(self) -> UserExchangeClient:
-        """The client of the manager."""
-        return self._client
+    @classmethod
+    async def attach(
+        cls,
+        run: Run | str | os.PathLike[str],
+        *,
+        launcher: RunKeeper | None = None,
+        timeout: float | None = 60.0,
+    ) -> Self:
+        """A manager of the agents of a run that another program has launched, and which goes on without it.
 
-    @property
-    def exchange_factory(self) -> HttpExchangeFactory:
-        """What makes further clients of the same exchange."""
-        factory: HttpExchangeFactory = self._client.factory()
-        return factory
+        It knows of them what that program knew, and what has happened since. A program that still watches the run ends
+        with `ListenerSupersededError`, and its agents do not.
 
-    @property
-    def user_id(self) -> UserId:
-        """Who launches."""
-        return UserId(self._client.client_id.uid, self._client.client_id.name)
+        Args:
+            run: The run, its id, or its directory.
+            launcher: What watches its jobs; None: a `BatchLauncher` as it was launched with.
+            timeout: Seconds for which an exchange inside the job may take to say where it is; None: any time.
+
+        Raises:
+            LaunchError: There is no such run, or it can't be used.
+            ConnectionInfoError: The connection file of the run can't be used.
+            ExchangeUnavailableError, UnauthorizedError: The exchange can't be used.
+            MailboxTerminatedError: The run was closed in order, and nothing is left of it.
+        """
+        attaching = await Attaching.begin(run, launcher=launcher, timeout=timeout)
+        try:
+            manager = cls(attaching.client, attaching.launcher)
+            await attaching.finish(manager._supervisor)
+        except BaseException:
+            await asyncio.to_thread(attaching.launcher.release)
+            await attaching.client.leave()
+            raise
+        return manager
+
+    async def detach(self) -> None:
+        """Let go of all agents, and leave them running: `attach` finds them again.
+
+        Raises:
+            LaunchError: Some would end with this program, since their launcher keeps no runs, or since this program has
+                spawned the exchange: nothing was done.
+        """
+        server = self.exchange_factory.connection_info.server
+        if server is not None and server.pid == os.getpid() and await asyncio.to_thread(lambda: server.runs_here):
+            raise LaunchError(
+                "The exchange would end with this program, and with it all agents. Use one that stays: "
+                "`academy-hpc exchange start` prints the connection file to use."
+            )
+        keepers = self._keepers()
+        bound = [agent for agent in self._supervisor.living() if agent.worker.launcher not in keepers]
+        if bound:
+            names = shown_names(tuple(agent.name for agent in bound))
+            raise LaunchError(f"These agents would end with this program: {names}. Launch them with a BatchLauncher.")
+        if not self._closed:
+            self._closed = True
+            await asyncio.gather(*(asyncio.to_thread(keeper.release) for keeper in keepers))
+            await self._supervisor.leave()
+            await self._client.leave()
 
     # Launching
 
@@ -146,6 +197,7 @@ class Manager(NoPickleMixin):
         executor: str | None = None,
         registration: AgentRegistration | None = None,
         timeout: float | None = None,
+        restarts: RestartPolicy | None = None,
     ) -> Handle[AgentT]:
         """Launch one agent in a worker of its own; return when it is ready.
 
@@ -159,6 +211,7 @@ class Manager(NoPickleMixin):
             executor: The same, as academy-py calls it.
             registration: From `register_agent`; None: a new one.
             timeout: Seconds it may take to be ready, waiting for a worker included; None: any time.
+            restarts: When it is started again; None: as the manager's other agents.
 
         Raises:
             LaunchError: It could not be started, and why; or the time is over.
@@ -168,7 +221,7 @@ class Manager(NoPickleMixin):
         item = AgentLaunch(
             agent=agent, args=args or (), kwargs=kwargs or {}, name=name, config=config, registration=registration
         )
-        [handle] = await self.launch_many([item], launcher=launcher or executor, timeout=timeout)
+        [handle] = await self.launch_many([item], launcher=launcher or executor, timeout=timeout, restarts=restarts)
         return handle
 
     async def launch_many(
@@ -179,6 +232,7 @@ class Manager(NoPickleMixin):
         launcher: str | None = None,
         timeout: float | None = None,
         progress: bool | ProgressCallback = False,
+        restarts: RestartPolicy | None = None,
     ) -> list[Handle[AgentT]]:
         """Launch several agents; return their handles when all are ready. All start, or none stays.
 
@@ -188,33 +242,44 @@ class Manager(NoPickleMixin):
             launcher: Name of the launcher; None: the default one.
             timeout: Seconds for all together; None: any time.
             progress: Show on standard error who is ready and who is waited for; or call this with it.
+            restarts: When they are started again; None: as the manager's other agents.
 
         Raises:
             LaunchError: Some could not be started, each with its reason; or the time is over, and who is missing.
             TooFewSlotsError: There are fewer slots than workers would be needed.
             ExchangeError: They could not be registered.
         """
-        if self._closed:
-            raise LaunchError("The manager is closed.")
-        items = [as_launch(agent) for agent in agents]
-        chosen = self._launchers[self._launcher(launcher)]
-        groups = spread(items, agents_per_worker)
-        sources = [sources_of(group) for group in groups]
-        workers = self._launching.take_slots(chosen, len(groups))
-        launched: list[SupervisedAgent] = []
         until = time.monotonic() + (timeout or 0)
+        chosen, workers, specs = await self._prepare(agents, agents_per_worker, launcher, restarts)
+        launched = [agent for worker in workers for agent in worker.agents]
         try:
-            specs = await self._launching.make_specs(groups, sources, workers)
-            launched = [agent for worker in workers for agent in worker.agents]
             with self._launching.shown(launched, progress):
-                await self._launching.start(chosen, workers, specs)
+                await self._supervisor.start(chosen, workers, specs)
                 await self._launching.until_ready(launched, None if timeout is None else until - time.monotonic())
         except BaseException:
-            self._supervisor.give_up((agent for worker in workers for agent in worker.agents), "its launch failed")
-            for worker in workers:
-                self._supervisor.forget_worker(worker)
+            self._give_up(workers)
             raise
         return [self._handle(agent) for agent in launched]
+
+    async def submit_many(
+        self,
+        agents: Iterable[AgentLaunch[AgentT] | AgentT | type[AgentT]],
+        *,
+        agents_per_worker: int = 1,
+        launcher: str | None = None,
+        restarts: RestartPolicy | None = None,
+    ) -> list[Handle[AgentT]]:
+        """Launch several agents; return their handles at once, before they are ready: see `wait_ready`.
+
+        Arguments and errors are those of `launch_many`.
+        """
+        chosen, workers, specs = await self._prepare(agents, agents_per_worker, launcher, restarts)
+        try:
+            await self._supervisor.start(chosen, workers, specs)
+        except BaseException:
+            self._give_up(workers)
+            raise
+        return [self._handle(agent) for worker in workers for agent in worker.agents]
 
     async def make_spec(self, agents: Sequence[AgentLaunch[Any] | Agent | type[Agent]]) -> LaunchSpec:
         """Register agents, and say what a worker needs to run them in one process.
@@ -227,7 +292,8 @@ class Manager(NoPickleMixin):
         items = [as_launch(agent) for agent in agents]
         if not items:
             raise ValueError("A worker needs at least one agent.")
-        return await self._launching.make_spec(items, sources_of(items), self._supervisor.new_worker(None))
+        worker = self._supervisor.new_worker(None)
+        return await self._launching.make_spec(items, sources_of(items), worker, self._restarts)
 
     async def adopt(
         self,
@@ -268,84 +334,22 @@ class Manager(NoPickleMixin):
         """Several at once: pairs of class and name."""
         return await self._client.register_agents(list(agents))
 
-    # Agents that run
-
-    def get_handle(self, agent: AgentId[AgentT] | AgentRegistration) -> Handle[AgentT]:
-        """A handle of any agent at the exchange."""
-        agent_id: AgentId[AgentT] = agent if isinstance(agent, AgentId) else agent.agent_id
-        supervised = self._supervisor.get(agent_id)
-        return Handle(agent_id, exchange=self._client) if supervised is None else self._handle(supervised)
-
-    def running(self) -> set[AgentId[Any]]:
-        """The agents that were launched here and have not ended."""
-        return {agent.agent_id for agent in self._supervisor.living()}
-
-    def report(self, agent: AgentId[Any] | Handle[Any]) -> AgentReport | None:
-        """How an agent that was launched here ended; None while it lives."""
-        return self._supervised(_agent_id(agent)).report
-
-    async def shutdown(
-        self,
-        agent: AgentId[Any] | Handle[Any],
-        *,
-        blocking: bool = True,
-        raise_error: bool = True,
-        terminate: bool | None = None,
-        timeout: float | None = None,
-    ) -> None:
-        """Ask an agent that was launched here to end. One that has ended already is left alone.
+    async def wait_ready(
+        self, *, timeout: float | None = None, progress: bool | ProgressCallback = False
+    ) -> dict[str, Handle[Any]]:
+        """Until all agents that were launched here, and have not ended, have been ready once; `handles` of them.
 
         Args:
-            agent: Which.
-            blocking: Return when it has ended, not when it has agreed.
-            raise_error: Raise what it failed with.
-            terminate: Close its mailbox for good; None: as it is configured.
-            timeout: Seconds for all of it.
-
-        Raises:
-            AgentTerminatedError: It failed, and why.
-            TimeoutError: It did not agree, or end, in time.
-            LaunchError: It was not launched here.
-        """
-        supervised = self._supervised(_agent_id(agent))
-        async with asyncio.timeout(timeout):
-            with contextlib.suppress(MailboxTerminatedError, BadEntityIdError):  # it has ended meanwhile
-                if supervised.report is None:
-                    await self._handle(supervised).shutdown(terminate=terminate)
-            if blocking:
-                await asyncio.wait([supervised.ended])
-        if raise_error:
-            raise_failure(supervised)
-
-    async def wait(
-        self,
-        agents: Iterable[AgentId[Any] | Handle[Any]],
-        *,
-        raise_error: bool = False,
-        return_when: str = asyncio.ALL_COMPLETED,
-        timeout: float | None = None,
-    ) -> None:
-        """Until agents that were launched here have ended.
-
-        Args:
-            agents: Which.
-            raise_error: Raise what one of them failed with.
-            return_when: As for `asyncio.wait`.
             timeout: Seconds; None: any time.
+            progress: As for `launch_many`.
 
         Raises:
-            AgentTerminatedError: One failed, and why.
-            TimeoutError: The time is over.
+            LaunchError: One can't be ready, or the time is over. The agents are left as they are.
         """
-        supervised = [self._supervised(_agent_id(agent)) for agent in agents]
-        if supervised:
-            waits = [agent.ended for agent in supervised]
-            done, left = await asyncio.wait(waits, timeout=timeout, return_when=return_when)
-            if not done or (left and return_when == asyncio.ALL_COMPLETED):
-                raise TimeoutError(f"{len(left)} of {len(supervised)} agents have not ended within {timeout} s.")
-        if raise_error:
-            for agent in supervised:
-                raise_failure(agent)
+        agents = self._supervisor.living()
+        with self._launching.shown(agents, progress):
+            await self._launching.until_ready(agents, timeout)
+        return self.handles()
 
     async def close(self, *, timeout: float = CLOSE_S) -> None:
         """End all agents that were launched here, close the launchers and the client.
@@ -362,7 +366,7 @@ class Manager(NoPickleMixin):
             await self._end_all(timeout)
         finally:
             left = max(FORCED_S, until - time.monotonic())  # for what agents still run in threads
-            closes = [asyncio.to_thread(launcher.close, timeout=left) for launcher in self._launchers.values()]
+            closes = [asyncio.to_thread(self._let_go, launcher, left) for launcher in self._launchers.values()]
             for outcome in await asyncio.gather(*closes, return_exceptions=True):
                 if isinstance(outcome, BaseException):
                     logger.error("a launcher could not be closed", exc_info=outcome)
@@ -371,44 +375,58 @@ class Manager(NoPickleMixin):
 
     # Steps
 
+    async def _prepare(
+        self,
+        agents: Iterable[AgentLaunch[Any] | Agent | type[Agent]],
+        agents_per_worker: int,
+        launcher: str | None,
+        restarts: RestartPolicy | None,
+    ) -> tuple[Launcher, list[SupervisedWorker], list[LaunchSpec]]:
+        if self._closed:
+            raise LaunchError("The manager is closed.")
+        chosen = self._launchers[self._launcher(launcher)]
+        groups = spread([as_launch(agent) for agent in agents], agents_per_worker)
+        sources = [sources_of(group) for group in groups]
+        workers = self._launching.take_slots(chosen, len(groups))
+        try:
+            specs = await self._launching.make_specs(groups, sources, workers, restarts or self._restarts)
+        except BaseException:
+            self._give_up(workers)
+            raise
+        return chosen, workers, specs
+
+    def _give_up(self, workers: Sequence[SupervisedWorker]) -> None:
+        self._supervisor.give_up((agent for worker in workers for agent in worker.agents), "its launch failed")
+        for worker in workers:
+            self._supervisor.forget_worker(worker)
+
+    def _let_go(self, launcher: Launcher, timeout: float) -> None:
+        if self._client.superseded and isinstance(launcher, RunKeeper):
+            launcher.release()  # its runs are those of the program that has attached to them
+        else:
+            launcher.close(timeout=timeout)
+
+    def _keepers(self) -> list[RunKeeper]:
+        return [launcher for launcher in self._launchers.values() if isinstance(launcher, RunKeeper)]
+
     def _launcher(self, name: str | None) -> str:
         """The name itself, or the default one's. Raises ValueError."""
         name = self._default if name is None else name
+        if name is None:
+            raise ValueError("The manager has no launcher: give it one, or start the workers of `make_spec` yourself.")
         if name not in self._launchers:
             raise ValueError(f"There is no launcher {name!r}; there are: {', '.join(map(repr, self._launchers))}.")
         return name
 
-    async def _end_all(self, timeout: float) -> None:
-        agents = self._supervisor.living()
-        self._supervisor.give_up((agent for agent in agents if agent.phase != "ready"), "its manager was closed")
-        requests = [asyncio.create_task(self._handle(agent).shutdown()) for agent in agents if agent.phase == "ready"]
-        waits = [agent.ended for agent in agents]
-        try:
-            if waits:
-                await asyncio.wait(waits, timeout=timeout)
-        finally:
-            for request in requests:
-                request.cancel()
-            await asyncio.gather(*requests, return_exceptions=True)
-        late = [agent for agent in agents if agent.report is None]
-        if late:
-            names = shown_names(tuple(agent.name for agent in late))
-            logger.warning("after %s s these agents have not ended, and are terminated: %s", timeout, names)
-            self._supervisor.give_up(late, "it did not end when it was asked to")
 
-    def _handle(self, agent: SupervisedAgent) -> Handle[Any]:
-        return ManagedHandle(agent.agent_id, exchange=self._client, report=lambda: agent.report)
-
-    def _supervised(self, agent_id: EntityId) -> SupervisedAgent:
-        agent = self._supervisor.get(agent_id)
-        if agent is None:
-            raise LaunchError(f"{agent_id} was not launched by this manager.")
-        return agent
+def _by_name(launchers: AnyLauncher | Mapping[str, AnyLauncher] | None) -> dict[str, Launcher]:
+    if launchers is None:
+        return {}
+    named = launchers if isinstance(launchers, Mapping) else {DEFAULT_LAUNCHER: launchers}
+    if not named:
+        raise ValueError("A manager needs at least one launcher, or None.")
+    return {name: _as_launcher(launcher) for name, launcher in named.items()}
 
 
 def _as_launcher(launcher: AnyLauncher) -> Launcher:
     return ExecutorLauncher(launcher) if isinstance(launcher, Executor) else launcher
-
-
-def _agent_id(agent: AgentId[Any] | Handle[Any]) -> AgentId[Any]:
-    return agent.agent_id if isinstance(agent, Handle) else agent

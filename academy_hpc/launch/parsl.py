@@ -6,16 +6,19 @@ Parsl is loaded with this module and nowhere else. For agents inside a ``@python
 
 from __future__ import annotations
 
+import importlib.resources
 import logging
 import math
 import os
+import runpy
+import shlex
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import parsl
 from parsl.config import Config
@@ -25,16 +28,24 @@ from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
 from parsl.executors.base import ParslExecutor
 from parsl.executors.status_handling import BlockProviderExecutor
 from parsl.providers import LocalProvider
+from parsl.providers.base import ExecutionProvider
 
 from academy_hpc.errors import LaunchError
+from academy_hpc.exchange.http.addresses import local_addresses
+from academy_hpc.launch.data import data_file, data_names
 from academy_hpc.launch.launcher import run_worker
+from academy_hpc.launch.profile import Profile
+from academy_hpc.launch.site import Site
+from academy_hpc.launch.walltime import clock_text, walltime_s
 
-__all__ = ["ParslLauncher"]
+__all__ = ["ParslBlocks", "ParslLauncher", "parsl_config"]
 
 logger = logging.getLogger(__name__)
 
 ALL_EXECUTORS = "all"
 
+# Agents stop `LaunchSpec.grace_s` before the end of their job, and its managers start some time after it.
+LAST_S = 150
 BROKEN_CLEANUP_S = 3.0
 # An interchange that lives takes a task at once; one that has just been started, in a moment.
 SEND_MS = 20_000
@@ -82,6 +93,11 @@ class ParslLauncher:
         """See `Launcher`."""
         return self._label
 
+    @property
+    def restarts(self) -> bool:
+        """See `Launcher`."""
+        return False
+
     def slots(self) -> int | None:
         """See `Launcher`."""
         if self._slots is not None:
@@ -97,6 +113,10 @@ class ParslLauncher:
             return [self._submit(spec) for spec in specs]
         except ParslError as error:
             raise LaunchError(f"{self._label} takes no more workers: {error}") from error
+
+    def waiting(self) -> str | None:
+        """See `Launcher`."""
+        return None
 
     def failure(self) -> str | None:
         """See `Launcher`. Parsl itself would wait for ever for an interchange that has died."""
@@ -166,6 +186,132 @@ class ParslLauncher:
         self._running[executor.label] = running
         slots = _slots(executor)
         return (math.inf if slots is None else slots) - len(running)
+
+
+class ParslBlocks(NamedTuple):
+    """The blocks (jobs) that a configuration of Parsl is to have: what a file of ``launchers/parsl`` makes it from.
+
+    Attributes:
+        site: Whose machine, with all that the user has said.
+        workers_per_node: How many tasks, that is workers, each node runs at one time.
+        blocks: How many jobs there are at one time; all are asked for at once.
+        run_dir: Where Parsl keeps its logs and scripts.
+    """
+
+    site: Site
+    workers_per_node: int
+    blocks: int
+    run_dir: str
+
+    @property
+    def nodes(self) -> int:
+        """Of each block."""
+        return self.site.nodes or 1
+
+    @property
+    def walltime_s(self) -> int:
+        """Of each block."""
+        return walltime_s(self.site.walltime or "1h")
+
+    @property
+    def walltime(self) -> str:
+        """The same in hours, minutes and seconds."""
+        return clock_text(self.walltime_s)
+
+    @property
+    def prelude(self) -> str:
+        """What a job runs first: it finds this program's Python, unless the profile activates another environment.
+
+        Workers get to know when the job ends, so that agents save their state in time.
+        """
+        path = f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+        deadline = f"export ACADEMY_HPC_DEADLINE=$(($(date +%s) + {self.walltime_s}))"
+        return "\n".join([path, *([deadline] if self._is_limited else []), *self.site.prelude])
+
+    @property
+    def _is_limited(self) -> bool:
+        """Nothing ends processes of this machine when their walltime is over."""
+        return self.site.scheduler != "local"
+
+    @property
+    def _drain_s(self) -> int | None:
+        """Seconds after which a block takes no more workers, which would have to end at once."""
+        long_enough = self.walltime_s > 2 * LAST_S
+        return self.walltime_s - LAST_S if self._is_limited and long_enough else None
+
+    def directives(self, comment: str, *more: str) -> str:
+        """Further lines for the scheduler; `comment`: what begins them, such as ``#SBATCH``."""
+        return "\n".join(f"{comment} {line}" for line in (*more, *self.site.directives))
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What all providers of Parsl call alike."""
+        return {
+            "nodes_per_block": self.nodes,
+            "init_blocks": self.blocks,
+            "min_blocks": 0,
+            "max_blocks": self.blocks,
+            "worker_init": self.prelude,
+        }
+
+    def config(self, provider: ExecutionProvider, **executor: Any) -> Config:
+        """A configuration that suits agents, which run for hours and are supervised by a manager.
+
+        A worker is never run again behind its manager's back, no task waits behind another one, a block that failed
+        does not end all others, and nothing is told to the developers of Parsl.
+        """
+        options: dict[str, Any] = {
+            "cores_per_worker": 1e-3,
+            "max_workers_per_node": self.workers_per_node,
+            "prefetch_capacity": 0,
+        }
+        options |= {"label": self.site.name, "address": self._address(), "block_error_handler": False}
+        options |= {"drain_period": self._drain_s}
+        workers = HighThroughputExecutor(provider=provider, **options | executor)
+        return Config(executors=[workers], retries=0, usage_tracking=0, run_dir=self.run_dir, initialize_logging=False)
+
+    def _address(self) -> str:
+        """Where nodes find Parsl. Asked to find out by itself, it would ask a server in the internet."""
+        if self.site.scheduler == "local":
+            return "127.0.0.1"
+        local = sorted((one for one in local_addresses() if one.ip.version == 4), key=lambda one: one.rank)
+        preferred = [one for name in self.site.interfaces for one in local if one.interface == name]
+        return str([*preferred, *local][0].ip) if local else "127.0.0.1"
+
+
+def parsl_config(
+    site: str | None = None, *, workers_per_node: int = 1, blocks: int = 1, run_dir: str = "runinfo", **options: Any
+) -> Config:
+    """A configuration of Parsl for a site, to be given to `ParslLauncher`.
+
+        config = parsl_config("perlmutter", account="m1234", constraint="gpu", nodes=2, walltime="2:00:00")
+
+    It comes from ``launchers/parsl/SITE.py``, or from the file of the site's scheduler: read it to write one of your
+    own.
+
+    Args:
+        site: Its name; None: what ``ACADEMY_HPC_SITE`` says.
+        workers_per_node: How many workers each node runs.
+        blocks: How many jobs there are at one time.
+        run_dir: Where Parsl keeps its logs and scripts: the nodes must share it.
+        options: Values of the site, as in its profile: ``account``, ``queue``, ``nodes``, ``walltime``, ``prelude``.
+
+    Raises:
+        LaunchError: An option is missing or wrong, or there is nothing for this site and its scheduler.
+    """
+    if unknown := options.keys() - set(Profile.__struct_fields__):
+        raise LaunchError(f"{', '.join(sorted(unknown))}: the profile of a site has no such value.")
+    loaded = Site.load(site, given=options)
+    for concern in loaded.check():
+        logger.warning("%s", concern)
+    names = [name for name in (loaded.name, loaded.scheduler) if name in data_names("parsl", ".py")]
+    if not names:
+        raise LaunchError(
+            f"academy_hpc has no configuration of Parsl for {loaded.name}, whose scheduler is {loaded.scheduler}."
+        )
+    with importlib.resources.as_file(data_file(f"parsl/{names[0]}.py")) as path:
+        make: Callable[[ParslBlocks], Config] = runpy.run_path(str(path))["config"]
+    return make(ParslBlocks(loaded, workers_per_node, blocks, run_dir))
 
 
 def _labels(executors: Sequence[str] | str) -> list[str]:

@@ -13,8 +13,8 @@ import msgspec
 __all__ = ["LaunchProgress", "ProgressCallback", "ProgressLine", "shown_names"]
 
 MOST_NAMES = 10
-# Between lines in a log.
-LOG_PAUSE_S = 1.0
+# Between lines in a log: longer and longer, for a job may wait in the queue for days.
+LOG_PAUSE_S, LONGEST_LOG_PAUSE_S = 1.0, 60.0
 
 
 class LaunchProgress(msgspec.Struct, frozen=True):
@@ -24,11 +24,13 @@ class LaunchProgress(msgspec.Struct, frozen=True):
         ready: Serve requests.
         starting: Have a worker, which imports and constructs them.
         queued: Have none yet.
+        waiting: What those wait for, such as a job in a queue, where it is known.
     """
 
     ready: tuple[str, ...] = ()
     starting: tuple[str, ...] = ()
     queued: tuple[str, ...] = ()
+    waiting: str = ""
 
     @property
     def total(self) -> int:
@@ -42,6 +44,7 @@ class LaunchProgress(msgspec.Struct, frozen=True):
             text += f", starting: {shown_names(self.starting)}"
         if self.queued:
             text += f", waiting for a worker: {shown_names(self.queued)}"
+            text += f" ({self.waiting})" if self.waiting else ""
         return text
 
 
@@ -61,17 +64,19 @@ class ProgressLine:
         self._stream = stream or sys.stderr
         self._last = ""
         self._quiet_until = 0.0
+        self._pause_s = LOG_PAUSE_S
 
     def __call__(self, progress: LaunchProgress) -> None:
         """Show it, if it is not shown already."""
         text, complete = str(progress), len(progress.ready) == progress.total
-        if text == self._last or (not complete and time.monotonic() < self._quiet_until):
+        if text == self._last or progress.total == 0 or (not complete and time.monotonic() < self._quiet_until):
             return
         if self._stream.isatty():
             text = text[: shutil.get_terminal_size().columns - 1]  # a line that wraps can't be written over
             self._stream.write(f"\r{text.ljust(len(self._last))}" + "\n" * complete)
         else:
             self._stream.write(f"{text}\n")
-            self._quiet_until = time.monotonic() + LOG_PAUSE_S
+            self._quiet_until = time.monotonic() + self._pause_s
+            self._pause_s = min(1.5 * self._pause_s, LONGEST_LOG_PAUSE_S)
         self._stream.flush()
         self._last = text

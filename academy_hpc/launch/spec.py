@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import os
 import platform
 import socket
@@ -24,11 +26,13 @@ __all__ = [
     "AgentReport",
     "AgentSpec",
     "AgentState",
+    "EndCause",
     "ImportFolders",
     "LaunchSpec",
     "Origin",
     "WorkerReport",
     "import_folders",
+    "versions_here",
 ]
 
 VERSION = 1
@@ -36,6 +40,24 @@ VERSION = 1
 AgentState = Literal["arrived", "ready", "finished", "failed", "stopped", "superseded", "lost"]
 """What is reported of an agent: on a worker; serving; ended as it was meant to; ended by an error, or never started;
 ended because its worker had to; another copy has taken over; and, said of it by others only: gone without a word."""
+
+EndCause = Literal[
+    "finished",
+    "stopped",
+    "walltime",
+    "preempted",
+    "node_failure",
+    "out_of_memory",
+    "lost",
+    "agent_error",
+    "superseded",
+]
+"""Why a life of an agent ended: as it was meant to; somebody wanted it to; its job was near its walltime; its worker
+was told to end before that, by the scheduler or whoever cancelled the job; its node failed; its job had no memory left;
+it was gone without a word; by an error of its own; another copy has taken over."""
+
+# What has to fit together for agents that travel by value; others only have to be there.
+COMPARED_PACKAGES = ("academy_hpc", "cloudpickle", "msgspec", "aiohttp")
 
 DocumentT = TypeVar("DocumentT", bound=msgspec.Struct)
 
@@ -47,7 +69,7 @@ class AgentSpec(msgspec.Struct, frozen=True):
         registration: What it needs to become one entity of the exchange.
         source: How to build it.
         config: How its Runtime behaves.
-        tag: Its reports have tags made from this one: see `report_tag`.
+        tag: The label of its reports, by which the manager knows them.
     """
 
     registration: HttpAgentRegistration[Any]
@@ -59,10 +81,6 @@ class AgentSpec(msgspec.Struct, frozen=True):
     def agent_id(self) -> AgentId[Any]:
         """Which entity."""
         return self.registration.agent_id
-
-    def report_tag(self, state: AgentState) -> uuid.UUID:
-        """The tag of the message that reports `state`; all ends of an agent have one."""
-        return uuid.uuid5(self.tag, state if state in ("arrived", "ready") else "ended")
 
     def __repr__(self) -> str:
         """Which agent of which class: the rest may be secret."""
@@ -86,32 +104,55 @@ class ImportFolders(msgspec.Struct, frozen=True):
 
 
 class LaunchSpec(msgspec.Struct, frozen=True):
-    """All that one worker needs to run its agents. Its text holds the key of the exchange: keep it private.
+    """All that workers need to run agents. Its text holds keys of the exchange: keep it private.
 
     Give ``spec.to_json()`` to `academy_hpc.worker.run` on the node, by whatever means: a launcher does, and so can a
     Parsl app of your own, a Globus Compute function, or a file that a job script reads.
 
     Attributes:
-        connection: Where the exchange is.
+        connection: Where the exchange is; a text: the path of the connection file that an exchange inside the job is
+            going to write, to be waited for.
         options: How its clients behave.
-        agents: What to run, all in one process and event loop.
+        agents: What to run, those of one worker all in one process and event loop.
         manager: The mailbox to which the agents' reports are sent.
         folders: Where the program has its own modules; the worker looks there, too, if it has such folders.
+        ranks: 1: a worker runs all agents, and looks at no rank. Otherwise over how many ranks the agents are spread:
+            see `share`; None: over as many as there are.
+        attempt: Which life of the agents this is, from 1.
+        deadline_s: Unix time at which the job ends; None: not known.
+        grace_s: How many seconds before the deadline the agents are told to end.
+        state_dir: Where checkpoints of the agents are kept, in a directory for each.
+        versions: Of Python and of packages, where the agents are launched from: see `versions_here`.
     """
 
-    connection: ConnectionInfo
+    connection: ConnectionInfo | str
     options: ClientOptions
     agents: tuple[AgentSpec, ...]
     manager: EntityId
     folders: ImportFolders = ImportFolders()
+    ranks: int | None = 1
+    attempt: int = 1
+    deadline_s: float | None = None
+    grace_s: float = 90.0
+    state_dir: str | None = None
+    versions: dict[str, str] = {}
+
+    def share(self, rank: int, ranks: int) -> Self:
+        """The spec of one of `ranks` workers, numbered from 0: contiguous shares, as even as possible."""
+        start, end = (number * len(self.agents) // ranks for number in (rank, rank + 1))
+        return msgspec.structs.replace(self, agents=self.agents[start:end], ranks=1)
 
     def __repr__(self) -> str:
         """The agents, no secrets."""
-        return f"LaunchSpec({', '.join(map(repr, self.agents))}, at {', '.join(self.connection.urls)})"
+        return f"LaunchSpec({', '.join(map(repr, self.agents))}, at {', '.join(self._places)})"
 
     def __rich_repr__(self) -> list[Any]:
         """The same for rich."""
-        return [*self.agents, ("urls", self.connection.urls)]
+        return [*self.agents, ("at", self._places)]
+
+    @property
+    def _places(self) -> tuple[str, ...]:
+        return (self.connection,) if isinstance(self.connection, str) else self.connection.urls
 
     def to_json(self) -> str:
         """Versioned JSON text, with the secrets."""
@@ -147,6 +188,10 @@ class AgentReport(msgspec.Struct, frozen=True):
         reason: Why, where it failed: a sentence for people.
         remote_traceback: Where in the agent's code it failed.
         origin: The worker that reports.
+        attempt: Which life of the agent, from 1.
+        cause: Why that life ended; None: it has not.
+        again: It has ended because its worker had to, and is to go on in another life: its mailbox stays open.
+        checks: What the worker found where it started, where that may explain the failure.
     """
 
     agent_id: AgentId[Any]
@@ -154,6 +199,10 @@ class AgentReport(msgspec.Struct, frozen=True):
     reason: str = ""
     remote_traceback: str = ""
     origin: Origin | None = None
+    attempt: int = 1
+    cause: EndCause | None = None
+    again: bool = False
+    checks: str = ""
 
     def to_json(self) -> str:
         """Versioned JSON text."""
@@ -185,6 +234,16 @@ class WorkerReport(msgspec.Struct, frozen=True):
     def from_json(cls, text: str | bytes) -> Self:
         """The report that `to_json` wrote. Raises LaunchError."""
         return _from_json(text, cls, "academy-hpc-worker-report", "report of a worker")
+
+
+def versions_here() -> dict[str, str]:
+    """Python and the packages that both sides of a launch should have alike, with their versions."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in COMPARED_PACKAGES}
+
+
+@functools.cache  # read from files; a launch of many workers asks for each of them
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
 
 
 def import_folders() -> ImportFolders:

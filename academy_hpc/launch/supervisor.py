@@ -2,7 +2,8 @@
 
 An agent reports through the exchange: arrived, ready, ended. The future of its worker is a second source, for workers
 that are lost before they can speak; it may lie both ways (`Launcher.start`), so the exchange is asked before an agent
-is given up. One that can't come back gets its mailbox terminated: everybody who waits for it has an answer.
+is given up. One whose worker is gone is started again under the same registration, as its `RestartPolicy` says. One
+that can't come back gets its mailbox terminated: everybody who waits for it has an answer.
 """
 
 from __future__ import annotations
@@ -12,20 +13,24 @@ import contextlib
 import functools
 import logging
 import textwrap
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future as WorkerFuture
-from typing import Any, Literal
+from typing import Any
+
+import msgspec
 
 from academy_hpc.errors import AcademyError, LaunchError
 from academy_hpc.exchange.client import UserExchangeClient
 from academy_hpc.exchange.transport import STALE_S, MailboxStatus
-from academy_hpc.identifiers import AgentId, EntityId
-from academy_hpc.launch.launcher import Launcher
+from academy_hpc.identifiers import EntityId
+from academy_hpc.launch.launcher import Launcher, WorkerEndedError
 from academy_hpc.launch.progress import LaunchProgress
-from academy_hpc.launch.spec import AgentReport, AgentSpec, AgentState, WorkerReport
+from academy_hpc.launch.restart import RestartPolicy
+from academy_hpc.launch.spec import AgentReport, AgentSpec, AgentState, EndCause, LaunchSpec, WorkerReport
+from academy_hpc.launch.supervised import Phase, SupervisedAgent, SupervisedWorker
 from academy_hpc.message import ActionResponse, Message
 
-__all__ = ["SupervisedAgent", "SupervisedWorker", "Supervisor"]
+__all__ = ["Supervisor"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,69 +39,11 @@ LAUNCHER_CHECK_S = 1.0
 MAILBOX_CHECK_S = 30.0
 # Between two looks at an agent whose worker is said to be lost: it is, if it gave no sign of life in between.
 LOST_CHECK_S = 1.0
+# When all agents of a worker have ended, how long its launcher may take to say that the worker has.
+WORKER_OVER_S = 10.0
 REASON_CHARACTERS = 500
 # Blocking code keeps a healthy agent from giving a sign of life.
 BLOCKED = "Code of it may block its event loop: have such code called by agent_run_sync"
-
-Phase = Literal["queued", "starting", "ready", "ended"]
-
-
-class SupervisedWorker:
-    """One worker: the agents that share a process, and what is known of it."""
-
-    def __init__(self, launcher: Launcher | None) -> None:
-        self.launcher = launcher
-        self.agents: list[SupervisedAgent] = []
-        self.future: WorkerFuture[str] | None = None
-        self.given_up = False
-
-    @property
-    def running(self) -> bool:
-        """Whether its future and its launcher know of no end."""
-        return self.future is not None and not self.future.done() and not self.given_up
-
-    @property
-    def busy(self) -> bool:
-        """Whether it needs a slot."""
-        return any(agent.phase != "ended" for agent in self.agents) or not self.agents
-
-    def cancel(self) -> None:
-        """Take it from the queue, if it still waits there."""
-        if self.future is not None:
-            with contextlib.suppress(NotImplementedError):  # Parsl's futures can't
-                self.future.cancel()
-
-
-class SupervisedAgent:
-    """One agent."""
-
-    def __init__(self, spec: AgentSpec, worker: SupervisedWorker, *, own_mailbox: bool) -> None:
-        self.spec = spec
-        self.worker = worker
-        self.own_mailbox = own_mailbox
-        self.warned = False
-        self.phase: Phase = "queued"
-        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.ended: asyncio.Future[AgentReport] = asyncio.get_running_loop().create_future()
-        self.cause: BaseException | None = None
-        self.expected: list[asyncio.Future[Message]] = []
-        # Read it, so that asyncio does not complain where nobody waits any more.
-        self.started.add_done_callback(lambda future: future.cancelled() or future.exception())
-
-    @property
-    def agent_id(self) -> AgentId[Any]:
-        """Which entity."""
-        return self.spec.agent_id
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return self.agent_id.name or str(self.agent_id.uid)[:8]
-
-    @property
-    def report(self) -> AgentReport | None:
-        """How it ended, if it did."""
-        return self.ended.result() if self.ended.done() else None
 
 
 class Supervisor:
@@ -108,14 +55,21 @@ class Supervisor:
         self._agents: dict[EntityId, SupervisedAgent] = {}
         self._workers: list[SupervisedWorker] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._restarts: set[asyncio.Task[None]] = set()
         self._patrol: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
         self._listeners: set[Callable[[], None]] = set()
+        self._telling = False
 
     # For the manager
 
     def get(self, agent_id: EntityId) -> SupervisedAgent | None:
         """The agent, if it was launched here."""
         return self._agents.get(agent_id)
+
+    def all(self) -> list[SupervisedAgent]:
+        """All agents that were launched here."""
+        return list(self._agents.values())
 
     def living(self) -> list[SupervisedAgent]:
         """All that have not ended."""
@@ -135,39 +89,77 @@ class Supervisor:
         """It was not started after all."""
         self._workers = [known for known in self._workers if known is not worker]
 
-    def expect(self, spec: AgentSpec, worker: SupervisedWorker, *, own_mailbox: bool) -> SupervisedAgent:
-        """Listen for the reports of an agent: to be done before anybody can start it."""
-        agent = SupervisedAgent(spec, worker, own_mailbox=own_mailbox)
-        states: tuple[AgentState, ...] = ("arrived", "ready", "finished")
-        for state in states:
-            future = self._client.expect(spec.report_tag(state))
-            future.add_done_callback(functools.partial(self._heard, agent))
-            agent.expected.append(future)
+    def expect(
+        self,
+        spec: AgentSpec,
+        worker: SupervisedWorker,
+        *,
+        own_mailbox: bool,
+        policy: RestartPolicy,
+        close_on_error: bool,
+        attempt: int = 1,
+    ) -> SupervisedAgent:
+        """Listen for the reports of an agent: to be done before anybody can start it.
+
+        Args:
+            spec: Which.
+            worker: Where.
+            own_mailbox: It was registered for this launch.
+            policy: When it is started again.
+            close_on_error: Close its mailbox when it has ended by an error.
+            attempt: Which life is the next to be heard of.
+        """
+        agent = SupervisedAgent(
+            spec,
+            worker,
+            own_mailbox=own_mailbox,
+            policy=policy,
+            close_on_error=close_on_error,
+            attempt=attempt,
+        )
+        self._client.hear(spec.tag, functools.partial(self._heard, agent))
         worker.agents.append(agent)
         self._agents[spec.agent_id] = agent
         if self._patrol is None:  # also for those whose worker is started by the program, and never has a future
             self._patrol = self._loop.create_task(self._go_round())
         return agent
 
+    async def start(self, launcher: Launcher, workers: Sequence[SupervisedWorker], specs: Sequence[LaunchSpec]) -> None:
+        """Give specs to the launcher. Raises LaunchError."""
+        async with self._starting:  # launchers take one call at a time
+            futures = await asyncio.to_thread(launcher.start, [spec.to_json() for spec in specs])
+        for worker, spec, future in zip(workers, specs, futures, strict=True):
+            worker.spec = spec
+            self.started(worker, future)
+
     def started(self, worker: SupervisedWorker, future: WorkerFuture[str]) -> None:
         """The worker was submitted: watch its future, too."""
         worker.future = future
         # Called in whatever thread; the loop may be closed by then.
-        future.add_done_callback(lambda _: self._call_soon(self._worker_ended, worker))
+        future.add_done_callback(lambda done: self._call_soon(self._worker_ended, worker, done))
 
     def give_up(self, agents: Iterable[SupervisedAgent], reason: str) -> None:
         """These agents are not wanted: take them from the queue, or have them end."""
         for agent in agents:
             agent.worker.cancel()
             submitted = agent.worker.future is not None
-            self._end(agent, "stopped", reason, terminate=submitted or agent.own_mailbox)
+            self._end(agent, "stopped", reason, "stopped", terminate=submitted or agent.own_mailbox)
 
     def progress(self, agents: Iterable[SupervisedAgent]) -> LaunchProgress:
         """How far they are."""
         names: dict[Phase, list[str]] = {"queued": [], "starting": [], "ready": [], "ended": []}
+        launchers = []
         for agent in agents:
             names[agent.phase].append(agent.name)
-        return LaunchProgress(tuple(names["ready"]), tuple(names["starting"]), tuple(names["queued"]))
+            if agent.phase == "queued" and agent.worker.launcher not in launchers:
+                launchers.append(agent.worker.launcher)
+        waits = (launcher.waiting() for launcher in launchers if launcher is not None)
+        waiting = "; ".join(text for text in waits if text)
+        return LaunchProgress(tuple(names["ready"]), tuple(names["starting"]), tuple(names["queued"]), waiting)
+
+    def told_before(self, agent: SupervisedAgent, report: AgentReport) -> None:
+        """What an agent had reported before anybody listened here."""
+        self._reported(agent, report)
 
     @contextlib.contextmanager
     def calling(self, listener: Callable[[], None]) -> Iterator[None]:
@@ -181,60 +173,149 @@ class Supervisor:
 
     async def close(self) -> None:
         """Wait for mailboxes that are being terminated; watch no more."""
-        if self._patrol is not None:
-            self._patrol.cancel()
+        tasks = [*self._restarts, *([self._patrol] if self._patrol is not None else [])]
+        for task in tasks:
+            task.cancel()
         for agent in self.living():
-            self._end(agent, "lost", "its manager was closed", terminate=False)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._end(agent, "lost", "its manager was closed", "lost", terminate=False)
+        await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
+
+    async def leave(self) -> None:
+        """Watch no more, and leave all as it is."""
+        for agent in self.all():
+            self._client.ignore(agent.spec.tag)
+        tasks = [*self._restarts, *self._tasks, *([self._patrol] if self._patrol is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # What is heard
 
-    def _heard(self, agent: SupervisedAgent, future: asyncio.Future[Message]) -> None:
-        if future.cancelled() or agent.phase == "ended":
+    def _heard(self, agent: SupervisedAgent, message: Message | AcademyError) -> None:
+        if agent.phase == "ended":
             return
-        if (error := future.exception()) is not None:  # no more can be heard of anybody
-            self._end(agent, "lost", f"its manager has lost the exchange: {error}", terminate=False)
+        if isinstance(message, AcademyError):  # no more can be heard of anybody
+            self._end(agent, "lost", f"its manager has lost the exchange: {message}", "lost", terminate=False)
             return
         try:
-            body = future.result().decoded()
-            assert isinstance(body, ActionResponse)  # nobody else knows the tag
+            body = message.decoded()
+            if not isinstance(body, ActionResponse):  # the label is the agent's secret, so this is no stranger
+                raise LaunchError(f"{type(body).__name__} is no report")
             self._reported(agent, AgentReport.from_json(body.result[1]))
-        except (AcademyError, AssertionError):
+        except AcademyError:
             logger.exception("a report of %s can't be read", agent.agent_id)
 
     def _reported(self, agent: SupervisedAgent, report: AgentReport) -> None:
+        if agent.phase == "ended" or report.attempt < agent.attempt:
+            return
+        if report.attempt > agent.attempt:
+            agent.life_begins(report.attempt)
         if report.state == "arrived":
-            if agent.phase == "queued":
-                agent.phase = "starting"
-                self._changed()
+            agent.arrived(report)
         elif report.state == "ready":
-            if not agent.started.done():
-                agent.phase = "ready"
-                agent.started.set_result(None)
-                self._changed()
+            agent.serves()
+        elif agent.between_lives:
+            return  # known from another source
         else:
-            self._ended(agent, report)
+            self._life_ended(agent, report)
+        self._changed()
 
-    def _worker_ended(self, worker: SupervisedWorker) -> None:
+    def _worker_ended(self, worker: SupervisedWorker, future: WorkerFuture[str]) -> None:
         """The future is done. What agents have reported themselves stands."""
-        assert worker.future is not None  # it has called
+        if worker.future is not future:
+            return
         reports: dict[EntityId, AgentReport] = {}
+        cause: EndCause = "lost"
         error: BaseException | None = None
         try:
-            result = WorkerReport.from_json(worker.future.result())
+            result = WorkerReport.from_json(future.result())
             reports = {report.agent_id: report for report in result.agents}
             reason = f"its worker ended without it: {result.error or 'no reason given'} ({result.origin})"
+        except WorkerEndedError as ended:
+            error, reason, cause = ended, str(ended), ended.cause
         except BaseException as caught:  # noqa: BLE001 - CancelledError, and whatever a launcher has for a lost worker
             error, reason = caught, f"its worker failed: {_one_line(caught)}"
         for agent in worker.agents:
-            report = reports.get(agent.agent_id)
-            if agent.phase == "ended":
-                continue
-            if report is not None and report.state != "superseded":
-                self._ended(agent, report)
-            else:
-                agent.cause = error
-                self._spawn(self._lose(agent, report.reason if report is not None else reason))
+            if agent.phase != "ended" and (report := reports.get(agent.agent_id)) is not None:
+                if report.state == "superseded":
+                    reason = report.reason
+                else:
+                    self._reported(agent, report)
+        left = [agent for agent in worker.agents if agent.phase != "ended"]
+        for agent in left:
+            agent.cause = error
+        if left:
+            self._spawn(self._settle(worker, left, reason, cause), self._restarts)
+
+    def _life_ended(self, agent: SupervisedAgent, report: AgentReport) -> None:
+        """A life is over by the agent's own word: does another one follow?"""
+        agent.life_ended(report)
+        if report.again:  # its worker brings it back, or is brought back when it has ended
+            if agent.worker.can_start_again:
+                self._spawn(self._worker_over(agent.worker), self._restarts)
+            return
+        if agent.may_restart and report.cause == "agent_error" and agent.worker.can_start_again:
+            self._spawn(self._start_again(agent.worker, [agent]), self._restarts)
+        else:
+            self._ended(agent, report)
+
+    # Lives that follow
+
+    async def _worker_over(self, worker: SupervisedWorker) -> None:
+        """A worker of which no agent is left is over, though its future may not tell: its launcher may be gone, too."""
+        await asyncio.sleep(WORKER_OVER_S)
+        left = [agent for agent in worker.agents if agent.phase != "ended"]
+        if left and worker.running and all(agent.between_lives for agent in left):
+            await self._settle(worker, left, "its worker has ended", "lost")
+
+    async def _settle(
+        self, worker: SupervisedWorker, agents: list[SupervisedAgent], reason: str, cause: EndCause
+    ) -> None:
+        """The worker is gone: find out for each of its agents whether it is, too, and start again those that may."""
+        await asyncio.gather(*(self._lose(agent, reason, cause) for agent in agents))
+        down = [agent for agent in agents if agent.between_lives]
+        due = [agent for agent in down if agent.may_restart and worker.can_start_again]
+        for agent in down:
+            if agent not in due:
+                self._ended(agent, self._last_word(agent))
+        if due:
+            await self._start_again(worker, due)
+
+    async def _start_again(self, worker: SupervisedWorker, agents: list[SupervisedAgent]) -> None:
+        planned = all(agent.ends[-1].again for agent in agents)
+        await asyncio.sleep(0 if planned else max(agent.policy.pause_s(agent.restarts) for agent in agents))
+        agents = [agent for agent in agents if agent.between_lives]
+        if not agents:
+            return
+        assert worker.launcher is not None and worker.spec is not None  # `can_start_again`
+        attempt = max(agent.attempt for agent in agents) + 1
+        spec = msgspec.structs.replace(worker.spec, agents=tuple(agent.spec for agent in agents), attempt=attempt)
+        again = self.new_worker(worker.launcher)
+        again.agents = agents
+        worker.agents = [agent for agent in worker.agents if agent not in agents]
+        if not worker.agents:
+            self.forget_worker(worker)
+        for agent in agents:
+            logger.warning("%s is started again (%s)", agent.agent_id, agent.ends[-1].reason)
+            agent.life_begins(attempt)
+            agent.worker = again
+        try:
+            await self.start(worker.launcher, [again], [spec])
+        except LaunchError as error:
+            for agent in agents:
+                reason = f"{agent.ends[-1].reason}. It could not be started again: {error}"
+                self._ended(agent, msgspec.structs.replace(agent.ends[-1], reason=reason))
+        self._changed()
+
+    def _last_word(self, agent: SupervisedAgent) -> AgentReport:
+        """The report of its last life, where there is none to follow."""
+        last = agent.ends[-1]
+        if last.again and isinstance(agent.cause, WorkerEndedError):  # why it does not come back
+            last = msgspec.structs.replace(last, reason=f"{last.reason}; {agent.cause}", cause=agent.cause.cause)
+        reason = last.reason
+        if agent.restarts and agent.restarts >= agent.policy.max_restarts:
+            reason += f"; it had been started again {agent.restarts} times, which is as often as it may be"
+        return msgspec.structs.replace(last, again=False, reason=reason)
 
     # What is looked for
 
@@ -246,6 +327,7 @@ class Supervisor:
             for worker in self._workers:
                 if worker.launcher is not None and worker.busy and not worker.given_up:
                     self._check_launcher(worker, worker.launcher.failure())
+            self._changed()  # what a launcher waits for
             if rounds * LAUNCHER_CHECK_S >= MAILBOX_CHECK_S:
                 rounds = 0
                 await asyncio.gather(*(self._check_mailbox(agent) for agent in self.living()))
@@ -253,62 +335,64 @@ class Supervisor:
     def _check_launcher(self, worker: SupervisedWorker, failure: str | None) -> None:
         if failure is not None:
             worker.given_up = True
-            for agent in worker.agents:
-                self._spawn(self._lose(agent, failure))
+            agents = [agent for agent in worker.agents if agent.phase != "ended"]
+            self._spawn(self._settle(worker, agents, failure, "lost"), self._restarts)
 
     async def _check_mailbox(self, agent: SupervisedAgent) -> None:
         """An agent that has served, and has not been heard of for long, is lost, unless its worker is known to run."""
-        if agent.phase != "ready":
+        if not agent.started.done():
             return
         with contextlib.suppress(AcademyError):  # the client tells if the exchange is gone
             status = await self._client.status(agent.agent_id)
-            if status is MailboxStatus.INACTIVE:
+            if status is MailboxStatus.INACTIVE and agent.phase == "ready":
                 self._silent(agent)
-            elif status is not MailboxStatus.ACTIVE:
-                self._end(agent, "stopped", "its mailbox was terminated")
+            elif status in (MailboxStatus.TERMINATED, MailboxStatus.MISSING):
+                self._end(agent, "stopped", "its mailbox was terminated", "stopped")
 
     def _silent(self, agent: SupervisedAgent) -> None:
         reason = f"nothing was heard of it for {STALE_S:.0f} s"
         if not agent.worker.running:
-            self._end(agent, "lost", f"{reason}. {BLOCKED}")
+            self._end(agent, "lost", f"{reason}. {BLOCKED}", "lost")
         elif not agent.warned:
             agent.warned = True
             logger.warning("%s: %s, but its worker has not ended. %s.", agent.agent_id, reason, BLOCKED)
 
-    async def _lose(self, agent: SupervisedAgent, reason: str) -> None:
-        """Give the agent up as soon as it is seen to be gone; while it lives in spite of all, it is left alone."""
-        before = 0.0
-        while agent.phase != "ended":
+    async def _lose(self, agent: SupervisedAgent, reason: str, cause: EndCause) -> None:
+        """See its life ended as soon as it is seen to be gone; while it lives in spite of all, it is left alone."""
+        before, attempt = 0.0, agent.attempt
+        while agent.lives(attempt):
             try:
                 seen = await self._client.heartbeat_status(agent.agent_id)
             except AcademyError:
                 seen = None
             if seen is None or (0 < before < seen):
-                self._end(agent, "lost", reason)
+                if agent.lives(attempt):
+                    agent.life_ended(AgentReport(agent.agent_id, "lost", reason, attempt=attempt, cause=cause))
                 return
             before = seen
             await asyncio.sleep(LOST_CHECK_S if seen == 0 else 0.1)
 
     # Ends
 
-    def _end(self, agent: SupervisedAgent, state: AgentState, reason: str, *, terminate: bool | None = None) -> None:
-        self._ended(agent, AgentReport(agent.agent_id, state, reason), terminate=terminate)
+    def _end(
+        self, agent: SupervisedAgent, state: AgentState, reason: str, cause: EndCause, *, terminate: bool | None = None
+    ) -> None:
+        report = AgentReport(agent.agent_id, state, reason, attempt=agent.attempt, cause=cause)
+        self._ended(agent, report, terminate=terminate)
 
     def _ended(self, agent: SupervisedAgent, report: AgentReport, *, terminate: bool | None = None) -> None:
         if agent.phase == "ended":
             return
-        served, agent.phase = agent.phase == "ready", "ended"
+        agent.phase = "ended"
         agent.ended.set_result(report)
-        if not agent.started.done():
+        served = agent.started.done()
+        if not served:
             agent.started.set_exception(LaunchError(report.reason or "it ended before it was ready"))
-        for future in agent.expected:
-            future.cancel()
+        self._client.ignore(agent.spec.tag)
         if terminate is None:  # an agent that ended by itself has done as it is configured
-            terminate = report.state != "finished" and (
-                agent.spec.config.terminate_on_error or (agent.own_mailbox and not served)
-            )
+            terminate = report.state != "finished" and (agent.close_on_error or (agent.own_mailbox and not served))
         if terminate:
-            self._spawn(self._terminate(agent))
+            self._spawn(self._terminate(agent), self._tasks)
         self._changed()
 
     async def _terminate(self, agent: SupervisedAgent) -> None:
@@ -320,17 +404,24 @@ class Supervisor:
     # Plumbing
 
     def _changed(self) -> None:
+        """Tell the listeners, once for all that happens in this turn of the event loop."""
+        if self._listeners and not self._telling:
+            self._telling = True
+            self._loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._telling = False
         for listener in list(self._listeners):
             listener()
 
-    def _call_soon(self, function: Callable[[SupervisedWorker], None], worker: SupervisedWorker) -> None:
+    def _call_soon(self, function: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function, worker)
+            self._loop.call_soon_threadsafe(function, *arguments)
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
         task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
 
 def _one_line(error: BaseException) -> str:

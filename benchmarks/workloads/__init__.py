@@ -4,19 +4,21 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from benchmarks.bench import Bench, Exchange
-from benchmarks.workloads import fleet, idle, lifecycle, oneway, registry, roundtrip
+from benchmarks.workloads import fleet, idle, launch, lifecycle, oneway, registry, roundtrip, slurm
 
 __all__ = ["WORKLOADS"]
 
 
-def _with_exchange(measure: Callable[[Bench, Exchange], Awaitable[None]]) -> Callable[[Bench], None]:
+def _with_exchange(
+    measure: Callable[[Bench, Exchange], Awaitable[None]], *, host: str = "127.0.0.1"
+) -> Callable[[Bench], None]:
     """Give the workload a fresh exchange and the event loop of this process."""
 
     async def run(bench: Bench, exchange: Exchange) -> None:
         await measure(bench, exchange)
 
     def start(bench: Bench) -> None:
-        with bench.exchange() as exchange:
+        with bench.exchange(host) as exchange:
             asyncio.run(run(bench, exchange))
 
     return start
@@ -29,4 +31,6 @@ WORKLOADS: dict[str, Callable[[Bench], None]] = {
     "registry": _with_exchange(registry.measure),
     "idle": _with_exchange(idle.measure),
     "lifecycle": lifecycle.measure,
+    "launch": _with_exchange(launch.measure),
+    "slurm": _with_exchange(slurm.measure, host="0.0.0.0"),  # noqa: S104 - a token guards it
 }

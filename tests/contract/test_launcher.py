@@ -1,97 +1,38 @@
-"""What every launcher promises, shown through a manager. A new launcher is one line in `KINDS`, and no test."""
+"""What every launcher promises, shown through a manager. A new launcher is one kind in `KINDS`, and no test."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
-from parsl.dataflow.dflow import DataFlowKernel
 
 from academy_hpc import (
     Agent,
     AgentLaunch,
     AgentTerminatedError,
     ConnectionInfo,
-    ExecutorLauncher,
     HttpExchangeFactory,
     LaunchError,
     Manager,
-    ParslLauncher,
+    RestartPolicy,
     TooFewSlotsError,
     action,
-    spawn_http_exchange,
 )
-from academy_hpc.launch.launcher import Launcher
+from academy_hpc.launch.launcher import Launcher, RunKeeper
 from tests.launched_agents import Caller, Counter, Fragile, LateFailure, Tired
-from tests.parsl_workers import loaded_kernel, parsl_config
+from tests.launcher_kinds import KINDS, SLOTS, Kind
 
 __all__: list[str] = []
 
-SLOTS = 2
 PATIENCE_S = 40.0
 # Within which callers hear that a worker was killed.
 NOTICE_S = 10.0
-
-
-class Kind(Protocol):
-    """How a launcher with two slots is made, for as long as a test or several."""
-
-    own_processes: bool
-
-    def open(self, folder: Path) -> contextlib.AbstractContextManager[Any]: ...
-
-    def launcher(self, shared: Any) -> Launcher: ...
-
-
-class ProcessPool:
-    """A pool of the standard library, whose processes are spawned."""
-
-    own_processes = True
-
-    def open(self, folder: Path) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def launcher(self, shared: Any) -> Launcher:
-        return ExecutorLauncher(ProcessPoolExecutor(SLOTS, mp_context=multiprocessing.get_context("spawn")))
-
-
-class ThreadPool:
-    """Agents in threads of this process."""
-
-    own_processes = False
-
-    def open(self, folder: Path) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def launcher(self, shared: Any) -> Launcher:
-        return ExecutorLauncher(ThreadPoolExecutor(SLOTS))
-
-
-class Parsl:
-    """Real workers of a HighThroughputExecutor on this machine, started once for all tests."""
-
-    own_processes = True
-
-    def open(self, folder: Path) -> contextlib.AbstractContextManager[DataFlowKernel]:
-        return loaded_kernel(parsl_config(folder, slots=SLOTS))
-
-    def launcher(self, shared: Any) -> Launcher:
-        return ParslLauncher(shared)
-
-
-KINDS = [
-    ProcessPool(),
-    ThreadPool(),
-    pytest.param(Parsl(), marks=pytest.mark.parsl),
-]
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: type(kind).__name__)
@@ -107,15 +48,29 @@ def shared(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any
 
 
 @pytest.fixture(scope="module")
-def factory() -> Iterator[HttpExchangeFactory]:
-    with spawn_http_exchange("127.0.0.1", 0) as made:
-        yield made
+def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpExchangeFactory]:
+    """Of an exchange that belongs to no program, so that one may let go of agents."""
+    folder = tmp_path_factory.mktemp("exchange")
+    folder.chmod(0o700)
+    words = [sys.executable, "-m", "academy_hpc", "exchange", "run", "--host", "127.0.0.1", "--port", "0", "--json"]
+    command = [*words, "--connection-file", str(folder / "connection.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline()
+            yield HttpExchangeFactory.from_connection_info(ConnectionInfo.read(folder / "connection.json"))
+        finally:
+            process.terminate()
 
 
 @pytest.fixture
-async def manager(kind: Kind, shared: Any, factory: HttpExchangeFactory) -> AsyncIterator[Manager]:
+def launcher(kind: Kind, shared: Any) -> Launcher:
+    return kind.launcher(shared)
+
+
+@pytest.fixture
+async def manager(launcher: Launcher, factory: HttpExchangeFactory) -> AsyncIterator[Manager]:
     own = HttpExchangeFactory.from_connection_info(factory.connection_info)
-    async with asyncio.timeout(PATIENCE_S), await Manager.from_exchange_factory(own, kind.launcher(shared)) as made:
+    async with asyncio.timeout(PATIENCE_S), await Manager.from_exchange_factory(own, launcher) as made:
         yield made
 
 
@@ -241,20 +196,65 @@ async def test_an_agent_that_fails_later_tells_why(manager: Manager) -> None:
         await tired.fail()
 
 
-async def test_who_calls_an_agent_hears_soon_that_its_worker_was_killed(kind: Kind, manager: Manager) -> None:
+async def test_an_agent_whose_worker_was_killed_comes_back(kind: Kind, manager: Manager) -> None:
+    """Under the same registration, with the calls that wait for it; others notice nothing."""
+    if not (kind.own_processes and kind.outlives_workers):
+        pytest.skip("its workers live and die together")
+    victim, other = await manager.launch_many([Counter, Counter], restarts=RestartPolicy(backoff_s=0.1))
+    first = await victim.process()
+    os.kill(first, signal.SIGKILL)
+    assert await victim.process() != first
+    assert await other.add(1) == 1
+    assert manager.running() == {victim.agent_id, other.agent_id}
+
+
+async def test_who_calls_an_agent_hears_soon_that_its_worker_was_killed(
+    kind: Kind, shared: Any, factory: HttpExchangeFactory
+) -> None:
+    """Where it does not come back."""
     if not kind.own_processes:
         pytest.skip("its workers are this process")
-    counter = await manager.launch(Counter, name="victim")
-    call = asyncio.create_task(counter.hang())
-    os.kill(await counter.process(), signal.SIGKILL)
-    async with asyncio.timeout(NOTICE_S):
-        with pytest.raises(AgentTerminatedError, match=r"agent victim .* has ended: its worker failed: "):
-            await call
-    assert manager.running() == set()
+    launcher = await asyncio.to_thread(kind.launcher_without_restarts, shared)
+    never = RestartPolicy(max_restarts=0)
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        await Manager.from_exchange_factory(factory, launcher, restarts=never) as manager,
+    ):
+        counter = await manager.launch(Counter, name="victim")
+        call = asyncio.create_task(counter.hang())
+        os.kill(await counter.process(), signal.SIGKILL)
+        async with asyncio.timeout(NOTICE_S):
+            with pytest.raises(AgentTerminatedError, match=r"agent victim .* has ended: "):
+                await call
+            await manager.wait([counter])
+        assert manager.running() == set()
 
 
-async def test_the_rest_is_ended_with_the_manager(kind: Kind, shared: Any, factory: HttpExchangeFactory) -> None:
-    async with await Manager.from_exchange_factory(factory, kind.launcher(shared)) as made:
+async def test_a_run_goes_on_when_its_program_lets_go_and_another_one_attaches(
+    launcher: Launcher, factory: HttpExchangeFactory
+) -> None:
+    if not isinstance(launcher, RunKeeper):
+        pytest.skip("its workers end with the program")
+    async with asyncio.timeout(PATIENCE_S):
+        first = await Manager.from_exchange_factory(factory, launcher)
+        counter = await first.launch(Counter, name="counter")
+        assert await counter.add(1) == 1
+        await first.detach()
+        async with await Manager.attach(launcher.runs[-1]) as second:
+            assert await second.handles()["counter"].add(1) == 2
+
+
+async def test_agents_that_would_end_with_the_program_are_not_let_go(launcher: Launcher, manager: Manager) -> None:
+    if isinstance(launcher, RunKeeper):
+        pytest.skip("its workers outlive the program")
+    counter = await manager.launch(Counter, name="counter")
+    with pytest.raises(LaunchError, match="would end with this program: counter"):
+        await manager.detach()
+    assert await counter.add(1) == 1
+
+
+async def test_the_rest_is_ended_with_the_manager(launcher: Launcher, factory: HttpExchangeFactory) -> None:
+    async with await Manager.from_exchange_factory(factory, launcher) as made:
         counter = await made.launch(Counter)
         assert await counter.add(1) == 1
     async with await factory.create_user_client() as user:

@@ -30,11 +30,11 @@ from academy_hpc.changes import (
     Snapshot,
 )
 from academy_hpc.exchange.store import Store
-from academy_hpc.exchange.store.memory import MemoryStore
 from academy_hpc.exchange.store.sqlite import SqliteStore
 from academy_hpc.identifiers import AgentId, EntityId, UserId
 from academy_hpc.message import ActionRequest, Message, SuccessResponse
 from academy_hpc.repeats import PER_SOURCE
+from tests.replayed_store import ReplayedStore
 
 __all__: list[str] = []
 
@@ -51,7 +51,7 @@ class Memory:
     """Lives as long as its object does."""
 
     def open(self, folder: Path, *, tombstones: int = 1000) -> Store:
-        return MemoryStore(tombstones=tombstones)
+        return ReplayedStore(tombstones=tombstones)
 
     async def restart(self, store: Store, folder: Path) -> Store:
         return store

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import uuid
 from collections.abc import AsyncGenerator
-from typing import Any, Generic, Literal, Protocol, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import msgspec
 
@@ -20,12 +19,12 @@ from academy_hpc.errors import (
     UserTerminatedError,
 )
 from academy_hpc.exchange.factory import ExchangeFactory
+from academy_hpc.exchange.http.channel import Channel, StreamChannel
 from academy_hpc.exchange.http.connection import ConnectionInfo
 from academy_hpc.exchange.http.console import HttpExchangeConsole
 from academy_hpc.exchange.http.credential import Credential, TokenCredential
-from academy_hpc.exchange.http.dial import ClientOptions, NoStreamError
+from academy_hpc.exchange.http.dial import ClientOptions, Dialled, NoStreamError
 from academy_hpc.exchange.http.globus_login import GlobusCredential
-from academy_hpc.exchange.http.link import Link
 from academy_hpc.exchange.http.rest import RestChannel
 from academy_hpc.exchange.http.stream import Stream
 from academy_hpc.exchange.http.wire import Status
@@ -42,12 +41,9 @@ from academy_hpc.exchange.transport import (
 from academy_hpc.identifiers import AgentId, EntityId, UserId
 from academy_hpc.message import Message
 
-__all__ = ["HttpAgentRegistration", "HttpExchangeFactory", "HttpExchangeTransport", "StreamChannel"]
+__all__ = ["HttpAgentRegistration", "HttpExchangeFactory", "HttpExchangeTransport"]
 
 AgentT = TypeVar("AgentT")
-
-# How long a closing transport waits for its last messages to be confirmed.
-CLOSE_S = 5.0
 
 
 class HttpAgentRegistration(msgspec.Struct, Generic[AgentT], frozen=True):
@@ -82,64 +78,6 @@ class HttpAgentRegistration(msgspec.Struct, Generic[AgentT], frozen=True):
             return msgspec.json.decode(text, type=cls)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise BadRequestError(f"This text is no registration of an agent: {error}") from error
-
-
-class Channel(Protocol):
-    """How one entity's traffic reaches the exchange: over a stream, or by REST."""
-
-    async def call(self, method: str, *arguments: Any) -> Any:
-        """An operation by name (exchange/http/operations.py)."""
-
-    async def post(self, message: Message, outcome: Any, acknowledges: int | None, *, waits: bool) -> None:
-        """Put a message under way; `outcome` is called once, with None (soon if somebody `waits`) or an error."""
-
-    async def attach(self, on_message: OnMessage, on_end: OnEnd, *, one_by_one: bool = False) -> None:
-        """Listen. `one_by_one`: what is not acknowledged counts as not read, and holds up the exchange."""
-
-    def acknowledge(self, seq: int) -> None:
-        """Done with this message."""
-
-    async def close(self) -> None:
-        """Let go."""
-
-
-class StreamChannel:
-    """A mailbox on the stream of this process."""
-
-    def __init__(self, stream: Stream, entity: EntityId) -> None:
-        """`stream`: acquired for this entity; released by `close`."""
-        self._stream = stream
-        self._link = Link(entity)
-        self._closed = False
-
-    async def call(self, method: str, *arguments: Any) -> Any:
-        """See `Channel`."""
-        return await self._stream.call(self._link.entity.uid, method, *arguments)
-
-    async def post(self, message: Message, outcome: Any, acknowledges: int | None, *, waits: bool) -> None:
-        """See `Channel`."""
-        await self._stream.post(self._link, message, outcome, acknowledges=acknowledges, waits=waits)
-
-    async def attach(self, on_message: OnMessage, on_end: OnEnd, *, one_by_one: bool = False) -> None:
-        """See `Channel`."""
-        self._link.listen(on_message, on_end, reads_by_acknowledging=one_by_one)
-        await self._stream.attach(self._link)
-
-    def acknowledge(self, seq: int) -> None:
-        """See `Channel`."""
-        self._stream.acknowledge(self._link, seq)
-
-    async def close(self) -> None:
-        """See `Channel`."""
-        if not self._closed:
-            self._closed = True
-            try:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(CLOSE_S):
-                        await self._link.wait_confirmed()
-            finally:  # also when the caller is cancelled
-                self._stream.detach(self._link)
-                await self._stream.release()
 
 
 class HttpExchangeTransport(ExchangeTransportMixin):
@@ -208,11 +146,29 @@ class HttpExchangeTransport(ExchangeTransportMixin):
         """What makes further transports to the same exchange."""
         return self._factory
 
+    @property
+    def dialled(self) -> Dialled | None:
+        """The connection of this process that it uses; None: it has none of its own, but asks by REST."""
+        return self._channel.stream.dialled if isinstance(self._channel, StreamChannel) else None
+
     async def register_agent(self, agent: type, *, name: str | None = None) -> HttpAgentRegistration[Any]:
         """See `ExchangeTransport`."""
         agent_id: AgentId[Any] = AgentId.new(name)
         token = await self._channel.call("create", agent_id, class_chain(agent))
         return HttpAgentRegistration(agent_id, token=token)
+
+    async def open_mailbox(self, entity: EntityId, *, classes: tuple[str, ...] = ()) -> None:
+        """Open a mailbox under an id that was chosen elsewhere; one that is there, or was terminated, stays as it is.
+
+        Args:
+            entity: Whose.
+            classes: Of an agent: `class_chain` of its class.
+
+        Raises:
+            ForbiddenError: It is somebody else's.
+            ExchangeFullError: There are as many mailboxes as there may be.
+        """
+        await self._channel.call("create", entity, classes)
 
     async def discover(self, agent: type | str, *, allow_subclasses: bool = True) -> tuple[AgentId[Any], ...]:
         """See `ExchangeTransport`."""
@@ -293,6 +249,11 @@ class HttpExchangeTransport(ExchangeTransportMixin):
         """See `ExchangeTransport`."""
         if message.seq is not None:
             self._channel.acknowledge(message.seq)
+
+    def give_back(self, message: Message) -> None:
+        """See `ExchangeTransport`."""
+        if message.seq is not None:
+            self._channel.give_back(message.seq)
 
     async def listen(self, timeout: float | None = None) -> AsyncGenerator[Message]:
         """See `ExchangeTransport`."""

@@ -22,7 +22,7 @@ from academy_hpc.errors import ConnectionInfoError
 from academy_hpc.exchange.http.origin import ServerOrigin
 from academy_hpc.exchange.http.private_file import read_private, write_private
 
-__all__ = ["CONNECTION_VARIABLE", "ConnectionInfo"]
+__all__ = ["CONNECTION_VARIABLE", "ConnectionInfo", "is_loopback"]
 
 CONNECTION_VARIABLE = "ACADEMY_HPC_CONNECTION"
 """Environment variable with the *path* of a connection file. Others can often read a job's environment, so the
@@ -50,6 +50,8 @@ class ConnectionInfo(msgspec.Struct, frozen=True):
         server: Where the exchange runs; None: not known. Its loopback addresses lead to it there alone: elsewhere, a
             stranger may listen on them.
         proof: Whether a server at an http:// URL has to prove that it knows the token before it is shown the token.
+        durable: Whether the exchange keeps its state and is started again when it dies: who finds it out of reach may
+            wait for it.
         auth_method: ``"globus"``: everybody shows a token of their own, of Globus Auth; None: the headers are all.
 
     Raises:
@@ -63,6 +65,7 @@ class ConnectionInfo(msgspec.Struct, frozen=True):
     server: ServerOrigin | None = None
     proof: bool = False
     auth_method: Literal["globus"] | None = None
+    durable: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields, and take copies that nobody else holds."""
@@ -92,13 +95,13 @@ class ConnectionInfo(msgspec.Struct, frozen=True):
     @property
     def uses_proxies(self) -> bool:
         """Whether proxy variables apply here. Never to loopback: a proxy would be shown all, and has one of its own."""
-        return self.trust_env and not any(map(_is_loopback, self.urls))
+        return self.trust_env and not any(map(is_loopback, self.urls))
 
     def candidates(self) -> tuple[str, ...]:
         """The URLs to try from here: those of loopback only on the machine that they are meant for, or if all are."""
         if self.server is None or self.server.may_be_here:
             return self.urls
-        return tuple(url for url in self.urls if not _is_loopback(url)) or self.urls
+        return tuple(url for url in self.urls if not is_loopback(url)) or self.urls
 
     def headers_with(self, authorization: str) -> dict[str, str]:
         """The headers with another value of Authorization."""
@@ -108,6 +111,10 @@ class ConnectionInfo(msgspec.Struct, frozen=True):
         """The same without its Authorization header: for those who have a token of their own."""
         headers = {name: value for name, value in self.headers.items() if name.lower() != "authorization"}
         return msgspec.structs.replace(self, headers=headers)
+
+    def at_place_of(self, other: ConnectionInfo) -> Self:
+        """The same exchange at another place: what opens it stays as it is."""
+        return msgspec.structs.replace(self, urls=other.urls, fingerprint=other.fingerprint, server=other.server)
 
     def for_globus(self) -> Self:
         """What to give to others at an exchange with Globus Auth. It holds no secret: everybody has a token of theirs.
@@ -229,10 +236,11 @@ def _check_runs(info: ConnectionInfo, path: str | os.PathLike[str], *, written: 
 
 
 def _hides_tokens(url: str) -> bool:
-    return url.startswith("https://") or _is_loopback(url)
+    return url.startswith("https://") or is_loopback(url)
 
 
-def _is_loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
+    """Whether a URL leads to the machine that uses it, whichever that is."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

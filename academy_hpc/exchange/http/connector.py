@@ -33,6 +33,8 @@ class Connector(aiohttp.TCPConnector):
         self._open = {handler: transport for handler, transport in self._open.items() if _is_open(handler)}
         if connection.transport is not None and connection.transport.get_extra_info("sslcontext") is not None:
             self._open[connection.protocol] = connection.transport
+            if connection.protocol.closed is not None:
+                connection.protocol.closed.add_done_callback(_look_at)
         return connection
 
     async def close(self, *, abort_ssl: bool = False) -> None:
@@ -44,6 +46,12 @@ class Connector(aiohttp.TCPConnector):
         self._open.clear()
         if closing:
             await asyncio.wait(closing, timeout=CLOSE_S)
+
+
+def _look_at(closed: asyncio.Future[None]) -> None:
+    """How it ended was told to whoever used it; an error that nobody looks at would be shown to the user."""
+    if not closed.cancelled():
+        closed.exception()
 
 
 def _is_open(handler: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ssl
+import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -45,20 +46,26 @@ class ClientOptions(msgspec.Struct, frozen=True):
             it alone counts.
         reconnect_s: Seconds for which a broken connection is tried again before calls fail.
         request_timeout_s: Seconds that one REST request may take.
+        first_connection_s: Seconds for which a first connection is tried again; 0: an exchange that is out of reach is
+            told at once.
+        follow: Path of a connection file, in which an exchange that moves says where it is now.
     """
 
     ssl_verify: bool | None = None
     reconnect_s: float = 300.0
     request_timeout_s: float = 60.0
+    first_connection_s: float = 0.0
+    follow: str | None = None
 
 
 class Dialled(msgspec.Struct, frozen=True):
-    """An open stream, what the exchange said of itself, and at which URL."""
+    """An open stream, what the exchange said of itself, at which URL, and by how much its clock is ahead of ours."""
 
     url: str
     socket: Any  # aiohttp.ClientWebSocketResponse
     hello: Hello
     session: Any  # aiohttp.ClientSession
+    ahead_s: float | None = None
 
     async def close(self) -> None:
         """Close the stream. More than once does no harm."""
@@ -241,7 +248,8 @@ async def _greet(session: aiohttp.ClientSession, url: str, socket: aiohttp.Clien
         if frame.type is aiohttp.WSMsgType.BINARY:
             hello, *rest = decode_from_server(frame.data)
             if isinstance(hello, Hello) and not rest:
-                dialled = Dialled(url, socket, hello, session)
+                ahead_s = None if hello.unix_s is None else hello.unix_s - time.time()
+                dialled = Dialled(url, socket, hello, session, ahead_s)
     finally:  # also when another URL was faster
         if dialled is None:
             await socket.close()

@@ -10,7 +10,7 @@ import uuid
 from collections import deque
 
 from academy_hpc.errors import AcademyError
-from academy_hpc.exchange.http.wire import MAX_UNCONFIRMED, UNHURRIED, Acknowledge, Attach, Deliver
+from academy_hpc.exchange.http.wire import MAX_UNCONFIRMED, UNHURRIED, Acknowledge, Attach, Deliver, Detach
 from academy_hpc.exchange.transport import OnEnd, OnMessage
 from academy_hpc.identifiers import EntityId
 from academy_hpc.message import Message
@@ -37,6 +37,7 @@ class Link:
         self._reads_by_acknowledging = False
         self._held: dict[int, None] = {}
         self._done: list[int] = []
+        self._unbegun: list[int] = []
         self._unreported_messages = self._unreported_bytes = 0
         self._under_way = self._under_way_bytes = 0
         self._quiet = asyncio.Event()
@@ -79,6 +80,14 @@ class Link:
             self._done.append(seq)
             if self._reads_by_acknowledging:
                 self._consumed = max(self._consumed, seq)
+
+    def give_back(self, seq: int) -> None:
+        """Number `seq` was not begun, and is for the next listener: told when this one goes."""
+        self._unbegun.append(seq)
+
+    def detach_operation(self) -> Detach:
+        """What tells that this listener goes, in order."""
+        return Detach(self.entity.uid, self._unbegun)
 
     def answered(self, seq: int) -> None:
         """The exchange has stored the answer to number `seq`, and forgotten the request."""

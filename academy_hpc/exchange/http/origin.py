@@ -41,6 +41,14 @@ class ServerOrigin(msgspec.Struct, frozen=True):
         """Whether it may be this machine. Loopback addresses lead to the exchange there alone."""
         return self.boot_id is None or self.boot_id == boot_id()
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether the process surely runs on this machine, so that its number means it and no other."""
+        place = (self.host, self.boot_id, self.pid_namespace)
+        here = (socket.gethostname(), boot_id(), _pid_namespace())
+        known = self.boot_id is not None and self.started_s is not None
+        return known and place == here and self.started_s == _started_s(self.pid)
+
     def ended(self) -> str | None:
         """Why the process is surely gone, to follow on "and"; None: it runs, or can't be known from here."""
         here = boot_id()

@@ -19,7 +19,7 @@ from academy_hpc.exchange.http.challenge import CHALLENGE_HEADER, PROOF_HEADER, 
 from academy_hpc.exchange.http.connection import ConnectionInfo
 from academy_hpc.exchange.http.wire import WHOAMI_PATH
 
-__all__ = ["WhoAmI", "ask_first", "ask_who"]
+__all__ = ["WhoAmI", "ask_first", "ask_who", "reach"]
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 compared with, not bound to
 """Where this machine reaches a server that is bound to a wildcard."""
@@ -103,6 +103,30 @@ def ask_first(info: ConnectionInfo, *, timeout_s: float) -> tuple[str, WhoAmI]:
                 return url, outcome
             failures[url] = outcome
     raise ExchangeUnreachableError(failures)
+
+
+def reach(url: str, *, fingerprint: str | None, timeout_s: float) -> float:
+    """Seconds that it takes to be connected to a server, to which nothing is shown.
+
+    Args:
+        url: Its base URL.
+        fingerprint: Of its certificate; None: any server will do.
+        timeout_s: Of each step.
+
+    Raises:
+        OSError: There is none, or its certificate is another one.
+    """
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    start = time.monotonic()
+    with contextlib.closing(
+        _connection(parts.hostname or "", port, timeout_s, tls=parts.scheme == "https")
+    ) as connection:
+        connection.connect()
+        if fingerprint is not None:
+            assert isinstance(connection.sock, ssl.SSLSocket)
+            _check_certificate(connection.sock, fingerprint)
+    return time.monotonic() - start
 
 
 def _connection(host: str, port: int, timeout_s: float, *, tls: bool) -> http.client.HTTPConnection:

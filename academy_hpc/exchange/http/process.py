@@ -28,7 +28,7 @@ from academy_hpc.errors import ExchangeStartError, StoreError
 from academy_hpc.exchange.http.handover import Ended, Handover, Ready
 from academy_hpc.exchange.http.tokens import proof
 
-__all__ = ["ExchangeProcess"]
+__all__ = ["ExchangeProcess", "child_environment"]
 
 log = logging.getLogger(__name__)
 
@@ -270,13 +270,13 @@ def _run(kept_fds: tuple[int, ...], log_fd: int) -> subprocess.Popen[bytes]:
         stderr=log_fd,
         bufsize=0,
         pass_fds=kept_fds,
-        env=_environment(),
+        env=child_environment(),
         # Ctrl-C in the terminal is for the parent, which may have work to finish before it stops the exchange.
         start_new_session=True,
     )
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Ours, with the places from which this program imports, so that the process finds the same academy_hpc."""
     places = [str(Path(place).absolute()) for place in sys.path if isinstance(place, str)]
     return {**_MALLOC, **os.environ, "PYTHONPATH": os.pathsep.join(places)}

@@ -106,6 +106,9 @@ class RestChannel:
     def acknowledge(self, seq: int) -> None:
         """See `Channel`: there is nothing to acknowledge."""
 
+    def give_back(self, seq: int) -> None:
+        """See `Channel`: such an exchange forgets what it has delivered."""
+
     async def close(self) -> None:
         """See `Channel`."""
         if self._posts:

@@ -213,7 +213,7 @@ def _authenticator(config: ServerConfig) -> Authenticator:
 
 def _open_store(config: ServerConfig) -> Store:
     if config.state_dir is None:
-        return MemoryStore(tombstones=config.limits.tombstones)
+        return MemoryStore()
     from academy_hpc.exchange.store.sqlite import SqliteStore
 
     return SqliteStore(config.state_dir, tombstones=config.limits.tombstones)

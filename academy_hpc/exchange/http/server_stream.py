@@ -92,7 +92,7 @@ class StreamConnection:
         self._wake, self._written = asyncio.Event(), asyncio.Event()
         self._unhurried: list[int] = []  # sends that are stored, which nobody waits to hear
         self._timer: asyncio.TimerHandle | None = None
-        self._hello = Hello(service.exchange_id, service.registry.limits.message_bytes, durable)
+        self._hello = Hello(service.exchange_id, service.registry.limits.message_bytes, durable, time.time())
 
     async def run(self) -> None:
         """Serve until either side closes. What was not acknowledged waits for the next listener."""
@@ -243,7 +243,7 @@ class StreamConnection:
 
     def _other(self, operation: Attach | Detach | Call, effects: Effects, answers: list[Any]) -> None:
         if isinstance(operation, Detach):
-            self._detach(operation.uid)
+            self._detach(operation, effects)
             return
         try:
             if isinstance(operation, Attach):
@@ -278,10 +278,10 @@ class StreamConnection:
             self._callers[uid] = caller if caller.user else None
         return caller
 
-    def _detach(self, uid: uuid.UUID) -> None:
-        attached = self._attached.pop(uid, None)
+    def _detach(self, operation: Detach, effects: Effects) -> None:
+        attached = self._attached.pop(operation.uid, None)
         if attached is not None:
-            self._service.detach(uid, self, attached.session, in_order=True)
+            self._service.detach(operation.uid, self, attached.session, in_order=effects, unbegun=operation.unbegun)
 
     # Writing
 

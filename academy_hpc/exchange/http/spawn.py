@@ -39,7 +39,7 @@ DEFAULT_TIMEOUT_S = 30.0
 """Of the start. Imports take a third of a second from a local disk, and many from a busy parallel file system."""
 
 LOG_LIMIT_BYTES = 1 << 20
-"""Of the temporary log; a log file that the user names is the user's to rotate."""
+"""Of the temporary log; a log file that the user names is the user's to rotate, if no limit is given."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{32,}=*")  # RFC 6750, 2.1
 
@@ -63,6 +63,8 @@ def spawn_http_exchange(
     connection_file: str | os.PathLike[str] | None = None,
     on_end: Callable[[str], None] | None = None,
     globus: GlobusSettings | None = None,
+    absent_s: float | None = None,
+    log_limit_bytes: int | None = None,
 ) -> Iterator[HttpExchangeFactory]:
     """Run a private exchange in a new process for the ``with`` block, and yield the factory of its clients.
 
@@ -96,6 +98,8 @@ def spawn_http_exchange(
             and is not started again.
         globus: Let in, besides whoever has the token, people and service accounts with a Globus Auth token for this
             exchange. What to give them: ``factory.connection_info.for_globus()``.
+        absent_s: Seconds after which callers of an agent that nobody runs get an error; default: the server's, a week.
+        log_limit_bytes: Size at which the log file starts again from nothing; default: it only grows.
 
     Raises:
         ConnectionInfoError: The connection file can't be written.
@@ -117,9 +121,12 @@ def spawn_http_exchange(
         if state_dir is not None:
             kept = identity.certificate if used in (None, given) else used
             Identity(bound[1], identity.token, kept).write(Path(state_dir))
-        info = _connection_info(*bound, token=identity.token, certificate=used, address=address)
-        server = _server_config(identity.token, max_message_bytes, state_dir, used) | {"globus": globus}
-        handover = _handover(listener, server, log_level, bounded=log_path is None)
+        info = _connection_info(
+            *bound, token=identity.token, certificate=used, address=address, durable=state_dir is not None
+        )
+        server = _server_config(identity.token, max_message_bytes, state_dir, used, absent_s) | {"globus": globus}
+        limit_bytes = LOG_LIMIT_BYTES if log_path is None else log_limit_bytes
+        handover = _handover(listener, server, log_level, log_limit_bytes=limit_bytes)
         with ExchangeProcess(listener, handover, log_path=log_path, lock_fd=lock_fd) as process:
             if state_dir is None:
                 listener.close()  # who connects to an exchange that died is to be refused, since it does not come back
@@ -162,7 +169,7 @@ def _log_level(level: int | str) -> int:
 
 
 def _connection_info(
-    bound: str, port: int, *, token: str, certificate: Certificate | None, address: str | None
+    bound: str, port: int, *, token: str, certificate: Certificate | None, address: str | None, durable: bool
 ) -> ConnectionInfo:
     return ConnectionInfo(
         urls=advertised_urls(bound, port, local_addresses(), address=address, tls=certificate is not None),
@@ -170,6 +177,7 @@ def _connection_info(
         fingerprint=None if certificate is None else certificate.fingerprint,
         server=ServerOrigin.here(),
         proof=True,
+        durable=durable,
     )
 
 
@@ -178,9 +186,11 @@ def _server_config(
     max_message_bytes: int | None,
     state_dir: str | os.PathLike[str] | None,
     certificate: Certificate | None,
+    absent_s: float | None,
 ) -> dict[str, Any]:
     limits = {} if max_message_bytes is None else {"message_bytes": max_message_bytes}
-    return {
+    given = {} if absent_s is None else {"absent_s": absent_s}
+    return given | {
         "token": token,
         "limits": limits,
         "certificate": certificate,
@@ -188,13 +198,15 @@ def _server_config(
     }
 
 
-def _handover(listener: socket.socket, server: dict[str, Any], log_level: int, *, bounded: bool) -> Handover:
+def _handover(
+    listener: socket.socket, server: dict[str, Any], log_level: int, *, log_limit_bytes: int | None
+) -> Handover:
     return Handover(
         socket_fd=listener.fileno(),
         parent_pid=os.getpid(),
         nonce=secrets.token_hex(32),
         log_level=log_level,
-        log_limit_bytes=LOG_LIMIT_BYTES if bounded else None,
+        log_limit_bytes=log_limit_bytes,
         server=server,
     )
 

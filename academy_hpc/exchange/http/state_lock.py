@@ -17,7 +17,7 @@ from academy_hpc.exchange.http.copies import close_in_copies
 from academy_hpc.exchange.http.origin import ServerOrigin
 from academy_hpc.exchange.http.private_file import private_directory
 
-__all__ = ["lock_state_dir"]
+__all__ = ["lock_state_dir", "start_lock"]
 
 FILE = "owner.lock"
 
@@ -45,6 +45,29 @@ def lock_state_dir(directory: Path) -> Iterator[int]:
     with file:
         _lock(file, directory)
         yield file.fileno()
+
+
+@contextlib.contextmanager
+def start_lock(directory: Path) -> Iterator[None]:
+    """For the ``with`` block, nobody else starts an exchange in this directory, which is made where there is none.
+
+    Whoever comes second waits.
+
+    Raises:
+        StoreError: It is not a directory of this user's alone.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with private_directory(directory) as folder:
+            lock = os.open("start.lock", flags, 0o600, dir_fd=folder)
+    except OSError as error:
+        raise StoreError(f"The state directory {directory} can't be used: {error}.") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _open(directory: Path) -> IO[bytes]:

@@ -20,6 +20,7 @@ import aiohttp
 
 from academy_hpc.errors import (
     AcademyError,
+    ConnectionInfoError,
     ExchangeChangedError,
     ExchangeUnavailableError,
     ExchangeUnreachableError,
@@ -38,7 +39,6 @@ from academy_hpc.exchange.http.wire import (
     Bye,
     Call,
     Deliver,
-    Detach,
     Ended,
     Failed,
     FromServer,
@@ -198,7 +198,7 @@ class Stream:
         if link.attached:
             link.attached = False
             self._report(link)
-            self._push(Detach(link.entity.uid))
+            self._push(link.detach_operation())
 
     async def post(
         self, link: Link, message: Message, outcome: SendOutcome, *, acknowledges: int | None, waits: bool
@@ -225,15 +225,28 @@ class Stream:
         link.acknowledge(seq)
         self._mark(link)
 
+    @property
+    def dialled(self) -> Dialled | None:
+        """The latest connection; None: there was none yet."""
+        return self._dialled
+
     # Connecting
 
     async def _open(self) -> None:
         async with self._opening:
             if self._task is None:
                 keep_freed_memory()
-                dialled = self._dialled = await self._dial()
+                dialled = self._dialled = await self._dial_first()
                 self._hello = dialled.hello
                 self._task = asyncio.create_task(self._run(dialled), name="academy_hpc stream")
+
+    async def _dial_first(self) -> Dialled:
+        try:
+            return await self._dial()
+        except ExchangeUnreachableError:
+            if not self._options.first_connection_s:
+                raise
+        return await self._redial(self._options.first_connection_s)
 
     async def _dial(self) -> Dialled:
         """A new connection. Where agents bring their own tokens, any of them opens it."""
@@ -258,7 +271,7 @@ class Stream:
             while True:
                 await self._serve(dialled)
                 logger.info("the stream to %s broke; connecting again", dialled.url)
-                dialled = self._dialled = await self._redial()
+                dialled = self._dialled = await self._redial(self._options.reconnect_s)
         except asyncio.CancelledError:  # nobody may wait for a stream that is gone
             self._die(ExchangeUnavailableError("The connection to the exchange was closed."))
             raise
@@ -287,12 +300,13 @@ class Stream:
         if not writer.cancelled():
             writer.result()  # what it raised is a bug of ours that another connection would meet again
 
-    async def _redial(self) -> Dialled:
-        until = time.monotonic() + self._options.reconnect_s
+    async def _redial(self, within_s: float) -> Dialled:
+        until = time.monotonic() + within_s
         while True:
             # Before the first try, too: a connection that breaks as soon as it stands must not become a storm.
             await asyncio.sleep(self._pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads clients
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+            await self._look_where()
             try:
                 return await self._dial()
             except NoStreamError as error:  # something else answers there meanwhile
@@ -304,6 +318,12 @@ class Stream:
                 failure = error
             if time.monotonic() + self._pause_s > until:
                 raise failure
+
+    async def _look_where(self) -> None:
+        if self._options.follow is not None:
+            with contextlib.suppress(ConnectionInfoError):  # there is none while it moves
+                found = await asyncio.to_thread(ConnectionInfo.read, self._options.follow)
+                self._info = self._info.at_place_of(found)
 
     def _check_not_replaced(self, others: tuple[str, ...]) -> None:
         """Where another server has the place of an exchange in memory, ours has ended, and took all it had along."""

@@ -176,9 +176,13 @@ class Attach(msgspec.Struct, array_like=True, tag=1):
 
 
 class Detach(msgspec.Struct, array_like=True, tag=2):
-    """Stop listening; what is not acknowledged waits for the next listener."""
+    """Stop listening; what is not acknowledged waits for the next listener.
+
+    ``unbegun``: numbers of what was handed out and not begun: it does not count as an attempt.
+    """
 
     uid: uuid.UUID
+    unbegun: list[int] = []
 
 
 class Send(msgspec.Struct, array_like=True, tag=3, gc=False):
@@ -233,11 +237,12 @@ FromClient = Attach | Detach | Send | Acknowledge | Call | Present
 
 
 class Hello(msgspec.Struct, array_like=True, tag=1):
-    """The first operation. ``exchange`` changes when an exchange starts with nothing in it."""
+    """The first operation. ``exchange`` changes when an exchange starts with nothing in it. ``unix_s``: its clock."""
 
     exchange: str
     message_bytes: int
     durable: bool
+    unix_s: float | None = None
 
 
 class Sent(msgspec.Struct, array_like=True, tag=2):

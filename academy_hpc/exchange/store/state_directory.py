@@ -7,33 +7,10 @@ import os
 import stat
 from pathlib import Path
 
-import psutil
-
 from academy_hpc.errors import StoreError
+from academy_hpc.exchange.file_system import network_file_system
 
 __all__ = ["claim"]
-
-# SQLite's locks and its shared memory do not work on these (https://sqlite.org/wal.html, section 1).
-_NETWORK_FILE_SYSTEMS = frozenset(
-    [
-        "9p",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "fuse.sshfs",
-        "gpfs",
-        "lustre",
-        "nfs",
-        "nfs4",
-        "orangefs",
-        "panfs",
-        "pvfs2",
-        "smb3",
-        "smbfs",
-        "wekafs",
-    ]
-)
 
 
 def claim(directory: Path) -> int:
@@ -58,8 +35,8 @@ def claim(directory: Path) -> int:
         )
     if stat.S_IMODE(status.st_mode) & 0o077:
         raise StoreError(f"The state directory {directory} is open to others: chmod 700 {directory}")
-    kind = _file_system(directory)
-    if kind in _NETWORK_FILE_SYSTEMS:
+    kind = network_file_system(directory)
+    if kind is not None:
         raise StoreError(
             f"The state directory {directory} is on a network file system ({kind}), where neither locks nor crashes "
             "are safe. Take one on a local disk of this host, such as /var/tmp or $TMPDIR."
@@ -83,9 +60,3 @@ def _lock(directory: Path) -> int:
             f"The state directory {directory} is in use by another exchange. Stop that one first, or take another."
         ) from None
     return fd
-
-
-def _file_system(directory: Path) -> str:
-    place = directory.resolve()
-    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
-    return next((mounts[parent] for parent in (place, *place.parents) if parent in mounts), "")

@@ -1,0 +1,14 @@
+"""The agent of academy_hpc."""
+
+from academy_hpc.agent import Agent, action
+
+__all__ = ["Echo"]
+
+
+class Echo(Agent):
+    """Returns what it is given."""
+
+    @action
+    async def echo(self, payload: bytes) -> bytes:
+        """Return it."""
+        return payload

@@ -1,0 +1,12 @@
+#!/bin/bash
+@{directives}
+
+# Torque runs this on the first node of the job. It gives no warning ahead of the walltime: the workers go by the deadline,
+# and this script submits the next job of the run itself. After the failure of a node, or a preemption, Torque requeues this
+# one, with the same id (-r y).
+
+job=@{job_id}
+printf -v now '%(%s)T' -1
+deadline=@{deadline}
+
+@{steps}

@@ -1,0 +1,1 @@
+"""Schedulers that can't be had here, with stand-ins for their commands."""
