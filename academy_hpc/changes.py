@@ -80,7 +80,7 @@ NOBODY = uuid.UUID(int=0)
 class SessionStarted(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """`session` is the listener of mailbox `uid` now; all earlier ones are fenced off.
 
-    `NOBODY`: the last one has ended in order, and left nothing behind that it had begun.
+    `NOBODY`: the last one has ended in order, and nothing is left that it, or one before it, may have begun.
     """
 
     uid: uuid.UUID

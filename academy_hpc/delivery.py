@@ -217,14 +217,13 @@ class Mailbox:
         """The session ends in order; what it had waits for the next one. What it has not begun counts as no attempt.
 
         Returns:
-            Whether nothing that it had begun is left.
+            Whether nothing is left that it, or one before it, may have begun.
         """
         self._detached = True
-        out = set(self._out or ())
-        for seq in out & (given_back := set(unbegun)):
+        for seq in set(self._out or ()).intersection(unbegun):
             entry = self._entry(seq)
             entry.attempts = max(0, entry.attempts - 1)
-        return out <= given_back
+        return not any(entry.attempts for entry in (self._entries or {}).values())
 
     def give_up(self, tags: Collection[uuid.UUID]) -> list[Delivery]:
         """Forget the requests with these tags; there is no listener."""

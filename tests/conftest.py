@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 # These need a scheduler or a service: `make test-slurm` and its like run them, where there is one.
-collect_ignore = [kind for kind in ("slurm", "gridengine", "globus_compute") if os.environ.get("ACADEMY_HPC_RIG") != kind]
+_KINDS = ("slurm", "gridengine", "globus_compute")
+collect_ignore = [kind for kind in _KINDS if os.environ.get("ACADEMY_HPC_RIG") != kind]
 
 # Tests send these to programs that they start; where pytest was started in the background they would be ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)

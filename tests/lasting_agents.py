@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 from academy_hpc import Agent, action, loop
 
-__all__ = ["Diary", "Forgetful", "Odd", "Slow", "Stuck"]
+__all__ = ["Blocking", "Diary", "Forgetful", "Odd", "Slow", "Stuck"]
 
 
 class Diary(Agent):
@@ -83,6 +84,24 @@ class Odd(Diary):
 
     def agent_get_state(self) -> Any:
         return threading.Lock()
+
+
+class Blocking(Diary):
+    """Has code that nobody can interrupt."""
+
+    @action
+    async def block(self, how: str, seconds: float) -> None:
+        self.begun.set()
+        if how == "thread of the agent":
+            await self.agent_run_sync(time.sleep, seconds)
+        elif how == "thread":
+            await asyncio.to_thread(time.sleep, seconds)
+        else:
+            time.sleep(seconds)  # noqa: ASYNC251 - what users do, too
+
+    @action
+    async def is_blocked(self) -> bool:
+        return self.begun.is_set()
 
 
 class Forgetful(Agent):

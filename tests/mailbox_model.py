@@ -24,6 +24,7 @@ class Item:
         self.size = size
         self.answer = answer
         self.attempts = 0
+        self.deaths = 0
         self.out = False
         self.restored = False
 
@@ -69,6 +70,8 @@ class Box:
         self.outgoing = 0
         self.shared = False
         self.listener: Listener | None = None
+        self.left_in_order = False
+        self.attempts_kept = False  # whether after a restart what is here counts as attempted
 
     def died(self, item: Item) -> None:
         """The last two are kept."""
@@ -85,7 +88,9 @@ class Box:
         """What has arrived is held or done with; what has not was never attempted."""
         for seq in [seq for seq in self.items if seq <= listener.received and seq not in listener.held]:
             del self.items[seq]
+        self.left_in_order = False
         for seq, item in self.items.items():
+            item.deaths *= not item.restored
             if seq in listener.held:
                 item.attempts, item.out = max(1, item.attempts), True
             elif item.out:
@@ -94,11 +99,20 @@ class Box:
                 item.attempts = 0
             item.restored = False
 
+    def left(self, listener: Listener, unbegun: list[int]) -> None:
+        """Its listener has ended in order: it has died of nothing, and what it has not begun was never attempted."""
+        for seq in unbegun:
+            self.items[seq].attempts -= 1
+        self.listener, self.left_in_order = None, True
+        self.attempts_kept = any(item.attempts for item in self.items.values())
+
     def restarted(self) -> None:
         """Counts of attempts and of answers live as long as the exchange's process; one attempt may have been made."""
         self.completed = self.outgoing = 0
         for item in self.items.values():
-            item.attempts, item.out, item.restored = int(self.listener is not None), False, True
+            item.attempts = item.deaths = int(self.attempts_kept)
+            item.out, item.restored = False, True
+        self.left_in_order = False
         if self.listener is not None:
             self.listener.connected = False
 

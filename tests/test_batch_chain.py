@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from academy_hpc.launch import chain, submission
-from academy_hpc.launch.chain import AGAIN, last_words, resubmit, unfinished_ranks
+from academy_hpc.launch.chain import AGAIN, go_on, last_words, resubmit, unfinished_ranks
 from academy_hpc.launch.job import JobRequest
 from academy_hpc.launch.run import Run
 from academy_hpc.launch.submission import Job, submit, write_job
@@ -97,6 +98,21 @@ def test_after_the_last_job_the_agents_are_given_up_with_the_reason(run: Run, gi
     assert said == "job 4712 has come near its walltime, and the run has had its max_jobs=2 jobs."
     assert [words[-1] for words in given_up] == [said, said]
     assert (run.status().state, run.status().cause, run.status().reason) == ("failed", "walltime", said)
+
+
+def test_two_who_see_a_job_end_submit_one_job(run: Run, given_up: list[Sequence[str]]) -> None:
+    """The second has looked before the first submitted, and does not take that job for the one that has ended."""
+    request = msgspec.structs.replace(JOB.request, max_jobs=3)
+    said = [go_on(run, Job(request, 3), "lost", because="job 4711 was killed", after=1) for _ in range(2)]
+    assert said == ["Submitted job 4712.", "Somebody else has submitted the next job."]
+    assert submit(run, JOB, number=2) is None
+    assert jobs(run) == ["4711", "4712"] and not given_up
+
+
+def test_who_is_late_gives_up_no_agents_of_the_last_job(run: Run, given_up: list[Sequence[str]]) -> None:
+    for _ in range(2):
+        go_on(run, JOB, "lost", because="job 4711 was killed", after=1)
+    assert jobs(run) == ["4711", "4712"] and not given_up and run.status().state == "queued"
 
 
 def test_in_an_allocation_there_is_no_next_job(run: Run, given_up: list[Sequence[str]]) -> None:

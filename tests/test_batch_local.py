@@ -16,9 +16,12 @@ import pytest
 from academy_hpc.errors import LaunchError, TooFewSlotsError
 from academy_hpc.launch.batch import BatchLauncher
 from academy_hpc.launch.command import run_command
+from academy_hpc.launch.follow import RunFollower
+from academy_hpc.launch.job import JobRequest
 from academy_hpc.launch.launcher import WorkerEndedError
 from academy_hpc.launch.run import Run
-from academy_hpc.launch.schedulers import find_scheduler
+from academy_hpc.launch.schedulers import JobStatus, find_scheduler
+from academy_hpc.launch.submission import Job
 from tests.batch_runs import SECRET, some_spec, stand_in_python, until
 
 __all__: list[str] = []
@@ -112,7 +115,7 @@ def test_a_worker_that_is_started_while_the_job_is_told_to_end_is_told(launchers
     """The function stands for whatever takes a moment between two steps of the script."""
     late = 'uname() { [ "$*" != "" ] && [ -n "$mine" ] && kill -USR1 $$; echo here; }'
     worker = "trap 'exit 75' USR1; touch $ACADEMY_HPC_RUN/up; while :; do sleep 0.05; done"
-    run, [future] = start(launchers(worker, prelude=(late,)))
+    run, _ = start(launchers(worker, prelude=(late,)))
     until(lambda: run.exit_code(0) == 75)
 
 
@@ -155,6 +158,33 @@ def test_a_process_that_has_got_the_number_of_a_job_is_not_taken_for_it() -> Non
     assert {one: status.state for one, status in said.items()} == {job_id: "failed", zombie: "failed"}
     run_command(local.cancel_command([job_id]))
     assert other.wait(5) == 0
+
+
+def test_a_job_on_another_host_is_not_taken_for_gone_and_nothing_is_ended_in_its_place() -> None:
+    """Run directories are shared: another login node sees the runs of this one, and those inside allocations."""
+    local, other = find_scheduler("local"), subprocess.Popen(["/bin/sleep", "60"], start_new_session=True)
+    job_id = f"{other.pid}:1@elsewhere"
+    said = local.parse_status(run_command(local.status_command([job_id])))
+    assert (said[job_id].state, said[job_id].reason) == ("running", "on elsewhere, as far as is known here")
+    with pytest.raises(LaunchError, match="on elsewhere: cancel it there") as caught:
+        run_command(local.cancel_command([job_id]))
+    assert "\n" not in str(caught.value)
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+def test_a_job_on_another_host_has_ended_when_its_script_has_said_so(tmp_path: Path) -> None:
+    run = Run.create("test", runs=tmp_path)
+    job_id = run.record_job("1:1@elsewhere").job_id
+    follower = RunFollower(run, Job(JobRequest(scheduler="local"), 1))
+    run.event("job_started", job_id=job_id)
+    run.event("told_to_end", job_id=job_id, signal="TERM")
+    follower.look(0.0, JobStatus("running", "on elsewhere, as far as is known here"))
+    assert not follower.over
+    (run.path / f"job.{job_id}.exit").write_text("0\n")
+    follower.look(1.0, None)
+    assert follower.over and isinstance(follower.futures[0].exception(0), WorkerEndedError)
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.1, 0.3])
@@ -212,7 +242,7 @@ def test_a_run_has_only_so_many_jobs_and_then_its_agents_are_given_up(launchers:
     run, [future] = start(launchers("touch $ACADEMY_HPC_RUN/up; while :; do sleep 0.1; done", max_jobs=1))
     until((run.path / "up").exists)
     os.killpg(process_id(run), signal.SIGKILL)
-    with pytest.raises(WorkerEndedError, match=r"job \d+:\d+ has ended: .*gone.* max_jobs=1"):
+    with pytest.raises(WorkerEndedError, match=r"job \S+ has ended: .*gone.* max_jobs=1"):
         future.result(PATIENCE_S)
     assert any("--give-up" in call for call in calls(tmp_path))
     assert run.status().state == "failed"

@@ -22,6 +22,7 @@ from academy_hpc.launch.job import JobRequest
 from academy_hpc.launch.run import Run
 from academy_hpc.launch.schedulers import find_scheduler
 from academy_hpc.launch.submission import Job, job_environment, read_job, submit, write_job
+from tests.batch_runs import some_spec
 
 __all__: list[str] = []
 
@@ -135,7 +136,8 @@ def test_a_job_whose_id_was_never_written_down_is_cancelled_with_its_run(
     run: Run, commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (run.path / "job.1.claim").touch()
-    commands.queue, cancelled = "99\n", []
+    cancelled: list[list[str]] = []
+    commands.queue = "99\n"
     monkeypatch.setattr(follow, "run_command", cancelled.append)
     BatchLauncher.of_run(run).cancel(run)
     assert [command[-1] for command in cancelled] == ["99"]
@@ -151,6 +153,14 @@ def test_agents_of_a_run_that_does_not_go_on_are_given_up_by_its_own_directory(
     run.record_job("1")
     go_on(run, msgspec.structs.replace(JOB, request=JobRequest(scheduler="slurm", max_jobs=1)), "lost", because="it")
     assert [one["ACADEMY_HPC_RUN"] for one in given] == [str(run.path)]
+
+
+def test_a_run_that_came_to_nothing_says_why(tmp_path: Path) -> None:
+    launcher = BatchLauncher("local", runs=tmp_path, directives=("#SBATCH --x",))
+    with pytest.raises(LaunchError, match="has a mark already"):
+        launcher.submit(some_spec())
+    [run] = Run.all(runs=tmp_path)
+    assert run.status().state == "failed" and "has a mark already" in run.status().reason
 
 
 def test_a_directory_that_is_gone_is_not_taken_for_a_program_that_is_not_there(tmp_path: Path) -> None:
@@ -209,7 +219,9 @@ def test_a_job_that_has_ended_can_be_cancelled_again(
     command = find_scheduler(scheduler).cancel_command
     for name in ("scancel", "qdel", "bkill", "flux"):
         program = tmp_path / name
-        program.write_text(f"#!/bin/bash\n[ \"${{*: -1}}\" = 7 ] && echo '{said}' >&2 || echo 'not permitted' >&2\nexit 1\n")
+        program.write_text(
+            f"#!/bin/bash\n[ \"${{*: -1}}\" = 7 ] && echo '{said}' >&2 || echo 'not permitted' >&2\nexit 1\n"
+        )
         program.chmod(0o700)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     run_command(command(["7"]))

@@ -136,7 +136,10 @@ def test_a_table_that_a_program_reads_is_not_cut_and_shows_all_characters_as_the
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     code = "from tests.test_cli_conventions import group; group(['end', 'much'])"
     done = subprocess.run(
-        ["/bin/bash", "-c", '"$0" -c "$1" | head -n 1', sys.executable, code], capture_output=True, text=True, check=True
+        ["/bin/bash", "-c", '"$0" -c "$1" | head -n 1', sys.executable, code],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert (done.stdout, done.stderr) == ("much\n", "")
 

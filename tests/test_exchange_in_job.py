@@ -267,6 +267,22 @@ def test_the_connection_file_of_an_earlier_job_is_gone_before_the_exchange_serve
     assert not run.connection_path.exists()
 
 
+def test_a_link_that_others_have_put_in_the_place_of_its_state_is_not_followed(
+    run: Run, spec: LaunchSpec, tmp_path: Path
+) -> None:
+    """The place is in a directory that all may write, and its name is no secret."""
+    mine, node = tmp_path / "mine", tmp_path / "a"
+    (mine / "state").mkdir(parents=True)
+    mine.chmod(0o700)
+    (mine / "state" / "precious").touch()
+    node.mkdir()
+    (node / f"academy_hpc-{run.id}").symlink_to(mine)
+    with hosting(run, node, served=False) as host:
+        assert host.wait(timeout=START_S) == 1
+        assert host.stderr is not None and "is a link" in host.stderr.read()
+    assert [str(path.relative_to(mine)) for path in sorted(mine.rglob("*"))] == ["state", "state/precious"]
+
+
 def test_a_run_without_an_exchange_of_its_own_is_told(run: Run, tmp_path: Path) -> None:
     with hosting(run, tmp_path / "a", served=False) as host:
         assert host.wait(timeout=START_S) == 1

@@ -285,6 +285,24 @@ def test_what_a_listener_left_without_having_begun_it_counts_as_no_attempt_after
     assert [delivery.attempt for delivery in exchange.take(exchange.agent)] == [expected] * 4
 
 
+def test_what_an_earlier_listener_may_have_begun_counts_after_a_restart_though_the_last_one_left_it(
+    exchange: Exchange,
+) -> None:
+    """An action that must not run twice was at work when its agent's node died; the next job ended before its turn."""
+    exchange.request()
+    exchange.listen(exchange.agent)
+    exchange.take(exchange.agent)
+    exchange.listen(exchange.agent)
+    [second] = exchange.take(exchange.agent)
+    assert second.attempt == 2
+    effects, session = Effects(), exchange.sessions[exchange.agent.uid]
+    exchange.registry.detach(exchange.agent.uid, session, now=0.0, in_order=effects, unbegun=[second.seq])
+    exchange.commit(effects)
+    exchange.restart()
+    exchange.listen(exchange.agent)
+    assert [delivery.attempt for delivery in exchange.take(exchange.agent)] == [2]
+
+
 def test_last_seen_is_the_last_sign_of_life(exchange: Exchange) -> None:
     """None before the first; 0 while it listens on a stream; then seconds since it left, or since a heartbeat."""
     assert exchange.registry.last_seen(exchange.agent, OWNER, now=5.0) is None

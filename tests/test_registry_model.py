@@ -218,9 +218,12 @@ class RegistryMachine(RuleBasedStateMachine):
         box, listener = self.boxes[entity.uid], Listener()
         with self.committed() as effects:
             self.registry.attach(entity, listener.session, OWNER, effects, now=0.0)
-        given_up = [seq for seq, item in box.items.items() if item.out and item.attempts >= LIMITS.max_attempts]
+        for item in box.items.values():
+            item.deaths += item.out and not box.left_in_order
+        given_up = [seq for seq, item in box.items.items() if item.out and item.deaths >= LIMITS.max_attempts]
         assert [delivery.seq for delivery in effects.given_up] == given_up
-        assert all(delivery.attempt == LIMITS.max_attempts for delivery in effects.given_up)
+        assert all(delivery.attempt == box.items[delivery.seq].attempts for delivery in effects.given_up)
+        box.left_in_order, box.attempts_kept = False, True
         for item in box.items.values():
             item.out = item.restored = False
         if box.listener is not None:
@@ -284,6 +287,16 @@ class RegistryMachine(RuleBasedStateMachine):
         self.registry.detach(entity.uid, listener.session, now=0.0)
         listener.connected = False
 
+    @rule(entity=entities, data=st.data())
+    def leave(self, entity: EntityId, data: st.DataObject) -> None:
+        """The listener ends in order, and says what it has not begun."""
+        box, listener = self.holding(entity)
+        held = list(listener.held)
+        unbegun = data.draw(st.lists(st.sampled_from(held), unique=True) if held else st.just([]), label="unbegun")
+        with self.committed() as effects:
+            self.registry.detach(entity.uid, listener.session, now=0.0, in_order=effects, unbegun=unbegun)
+        box.left(listener, unbegun)
+
     @rule(entity=entities, messages=st.integers(1, 8), arrive=st.integers(0, 8), read=st.booleans())
     def take(self, entity: EntityId, messages: int, arrive: int, read: bool) -> None:
         """The exchange hands out the oldest that are ready, as the window allows, each at most `max_attempts` times."""
@@ -295,7 +308,7 @@ class RegistryMachine(RuleBasedStateMachine):
         for delivery in taken:
             item = box.items[delivery.seq]
             item.attempts, item.out = item.attempts + 1, True
-            assert delivery.attempt == item.attempts <= LIMITS.max_attempts
+            assert delivery.attempt == item.attempts and item.deaths < LIMITS.max_attempts
             assert item.fits(delivery.message)
         listener.under_way.extend(taken)
         listener.unread += [delivery.seq for delivery in taken]

@@ -104,15 +104,15 @@ async def _connection(run: Run, *, wait: bool, timeout: float | None) -> Connect
     """What is in the connection file of the run, once it is there. Raises ConnectionInfoError, LaunchError."""
     until = math.inf if timeout is None else time.monotonic() + timeout
     while True:
+        status = await asyncio.to_thread(run.status)
+        job = f"its job {status.job_id or ''} is {status.job_state or status.state}"
+        if wait and status.state in ("ended", "failed"):  # an exchange that was killed has left its connection file
+            raise LaunchError(f"Run {run.id} is over, and its exchange with it: {status.reason or job}.")
         try:
             return await asyncio.to_thread(ConnectionInfo.read, run.connection_path)
         except ConnectionInfoError:  # of an exchange in the job there is none yet, or that of one that was killed
             if not wait:
                 raise
-        status = await asyncio.to_thread(run.status)
-        job = f"its job {status.job_id or ''} is {status.job_state or status.state}"
-        if status.state in ("ended", "failed"):
-            raise LaunchError(f"Run {run.id} is over, and its exchange with it: {status.reason or job}.")
         if time.monotonic() > until:
             raise LaunchError(
                 f"The exchange of run {run.id} has not said where it is within {timeout:.0f} s: {job}. "

@@ -207,6 +207,16 @@ class BatchLauncher:
     def _start(self, spec: LaunchSpec, run: Run) -> RunFollower:
         if isinstance(spec.connection, str) != (self._request.exchange == "job"):
             raise LaunchError(_WRONG_EXCHANGE[self._request.exchange])
+        try:
+            job = self._prepare(spec, run)
+            submit(run, job)
+        except LaunchError as error:
+            run.write_status(RunStatus("failed", reason=str(error)))
+            raise
+        return self._follow(run, job)
+
+    def _prepare(self, spec: LaunchSpec, run: Run) -> Job:
+        """Write all files of the run."""
         job = self._job(spec.ranks or 1)
         script = self._render_job(job, run.path)
         self._runs.append(run)
@@ -216,12 +226,7 @@ class BatchLauncher:
         write_job(run, job)
         run.write_private("job.sh", script)
         run.write_private("worker.sh", render_worker(job.request, workers=job.workers, run=run.path))
-        try:
-            submit(run, job)
-        except LaunchError as error:
-            run.write_status(RunStatus("failed", reason=str(error)))
-            raise
-        return self._follow(run, job)
+        return job
 
     def _render_job(self, job: Job, path: Path) -> str:
         scheduler = find_scheduler(job.request.scheduler)

@@ -48,14 +48,16 @@ def resubmit(run: Run, *, environment: Mapping[str, str] | None = None) -> str:
     if told and not near:
         # It was cancelled, or else its scheduler starts it again by itself.
         return f"Nothing was submitted: SIG{told} ended the job before its walltime."
-    return go_on(run, job, "walltime" if near else "lost", because=_because(environment.get("ACADEMY_HPC_JOB"), near))
+    own = environment.get("ACADEMY_HPC_JOB")
+    after = next((record.number for record in run.jobs() if record.job_id == own), None)
+    return go_on(run, job, "walltime" if near else "lost", because=_because(own, near), after=after)
 
 
 def _because(job_id: str | None, near: bool) -> str:
     return f"job {job_id} has come near its walltime" if near else f"job {job_id} has lost workers"
 
 
-def go_on(run: Run, job: Job, cause: EndCause, *, because: str) -> str:
+def go_on(run: Run, job: Job, cause: EndCause, *, because: str, after: int | None = None) -> str:
     """Submit the next job, unless the run has ended: the reason is in its status then.
 
     Args:
@@ -63,19 +65,24 @@ def go_on(run: Run, job: Job, cause: EndCause, *, because: str) -> str:
         job: As it was.
         cause: Why the last one has ended.
         because: The same for people.
+        after: The number of the job that has ended: others may see that as well, and be faster; None: the last one.
 
     Raises:
         LaunchError: The scheduler would not have the job.
     """
+    jobs = len(run.jobs())
+    after = jobs if after is None else after
+    if jobs > after:
+        return "Somebody else has submitted the next job."
     if run.asked_to_stop:
         return _over(run, "ended", "The run was asked to end.", "stopped")
     if not unfinished_ranks(run, job):
         return _over(run, "ended", "All its workers have ended.", None)
     if job.inside:
         return _give_up(run, job, f"{because}, and there is no allocation for another one.", cause)
-    if len(run.jobs()) >= job.request.max_jobs:
+    if after >= job.request.max_jobs:
         return _give_up(run, job, f"{because}, and the run has had its max_jobs={job.request.max_jobs} jobs.", cause)
-    record = submit(run, job)
+    record = submit(run, job, number=after + 1)
     return "Somebody else submits the next job." if record is None else f"Submitted job {record.job_id}."
 
 

@@ -101,4 +101,6 @@ def _opened(path: Path | None) -> Iterator[IO[bytes] | int]:
 
 def _shown(words: Sequence[str]) -> str:
     """Without the scripts and long lists that some have."""
+    if list(words[:2]) == ["bash", "-c"] and len(words) > WORDS_SHOWN:
+        words = words[WORDS_SHOWN:]
     return shlex.join(words[:WORDS_SHOWN]) + (" ..." if len(words) > WORDS_SHOWN else "")

@@ -147,12 +147,14 @@ class RunFollower:
             future.set_result(WorkerReport(status.origin, status.agents, status.error).to_json())
 
     def _has_ended(self, now_s: float) -> bool:
+        local = self.job.scheduler.name == "local"
+        if local and self.urgent:  # on another host, nobody else says so
+            return True
         if self.since_s is None or self.status.state not in {*ENDED, "unknown"}:
             return False
         # Where its script was killed, the scheduler may start it again.
         settle_s = UNKNOWN_S if self.status.state == "unknown" else SETTLE_S
-        known = self.job.scheduler.name == "local" or self.urgent
-        return known or now_s - self.since_s >= settle_s
+        return local or self.urgent or now_s - self.since_s >= settle_s
 
     def _job_ended(self) -> None:
         """The job is over, and some workers are not."""
@@ -197,7 +199,7 @@ class RunFollower:
         try:
             if self.job.scheduler.name == "local":  # workers that have outlived their script
                 run_command(self.job.scheduler.cancel_command([str(self.job_id)]))
-            go_on(self.run, self.job, cause, because=reason)
+            go_on(self.run, self.job, cause, because=reason, after=len(self._records))
         except LaunchError as error:
             self.abandon(f"{reason}, and the next job could not be submitted: {error}", cause)
 

@@ -7,12 +7,14 @@ appended to by one writer; nobody locks anything on a file system that nodes sha
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import secrets
 import time
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -157,7 +159,7 @@ class Run:
         """All runs there are, the oldest first."""
         folder = default_runs() if runs is None else runs
         try:
-            paths = [path for path in folder.iterdir() if (path / "workers").is_dir()]
+            paths = [path for path in folder.iterdir() if _is_run(path)]
         except FileNotFoundError:
             return []
         # Not by the time of the directory, which changes with what is written there.
@@ -298,7 +300,7 @@ class Run:
             self._named(name),
             open(self.path / name, "ab", buffering=0, opener=lambda path, _: os.open(path, flags, 0o600)) as file,
         ):
-            file.write(msgspec.json.encode(value) + b"\n")
+            _write_line(file, msgspec.json.encode(value) + b"\n")
             os.fsync(file.fileno())
 
     def _lines(self, name: str) -> list[bytes]:
@@ -333,6 +335,23 @@ class Run:
 def default_runs() -> Path:
     """Where runs are kept: the directory in ACADEMY_HPC_RUNS, else one in the home directory, which nodes share."""
     return Path(os.environ.get(RUNS_VARIABLE) or "~/.academy_hpc/runs").expanduser()
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return (path / "workers").is_dir()
+    except PermissionError:  # somebody else's
+        return False
+
+
+def _write_line(file: FileIO, line: bytes) -> None:
+    """Whole or not at all: half of it would be part of the next one."""
+    before = os.fstat(file.fileno()).st_size
+    written = file.write(line)
+    if written < len(line):
+        if os.fstat(file.fileno()).st_size == before + written:
+            os.ftruncate(file.fileno(), before)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _event(line: bytes) -> dict[str, Any] | None:

@@ -61,15 +61,20 @@ def read_job(run: Run) -> Job:
         raise LaunchError(f"{run.path / 'request.json'} can't be read: {error}.") from None
 
 
-def submit(run: Run, job: Job) -> JobRecord | None:
+def submit(run: Run, job: Job, *, number: int | None = None) -> JobRecord | None:
     """Submit the next job of the run; None: somebody else does, or has.
+
+    Args:
+        run: Whose.
+        job: Which.
+        number: The one that is meant, by who has seen the one before it end; None: that after all there are.
 
     Raises:
         LaunchError: The scheduler would not have it, and why.
     """
-    number = len(run.jobs()) + 1
+    number = len(run.jobs()) + 1 if number is None else number
     if not _claim(run, number):
-        if not _is_stale(_claim_path(run, number)):
+        if len(run.jobs()) >= number or not _is_stale(_claim_path(run, number)):
             return None
         if (lost := find_lost_job(run, job)) is not None:
             return lost

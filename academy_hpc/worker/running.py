@@ -48,9 +48,7 @@ def run(spec: str) -> str:
     return run_spec(spec, {name: value for name, value in os.environ.items() if name not in own}).to_json()
 
 
-def run_spec(
-    text: str, environment: Mapping[str, str], *, overdue: Callable[[], object] | None = None
-) -> WorkerReport:
+def run_spec(text: str, environment: Mapping[str, str], *, overdue: Callable[[], object] | None = None) -> WorkerReport:
     """The same for a worker that a job script has started: `environment` says what it exports. Raises RuntimeError.
 
     `overdue`: see `Ending`.
@@ -214,7 +212,7 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
 class _Threads(ThreadPoolExecutor):
     """Those of `asyncio.to_thread`, for which the end of an event loop would wait for minutes."""
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as there
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         super().shutdown(wait=False, cancel_futures=cancel_futures)
 
 

@@ -292,11 +292,13 @@ async def test_a_clock_that_jumps_is_not_noticed(
 
 
 def test_only_calendars_ask_the_clock_on_the_wall() -> None:
-    """Certificates and tokens say until when they are valid, dead letters have a date; the rest counts seconds."""
+    """What is dated, valid until then, or told to other hosts; the rest counts seconds."""
     package = Path(academy_hpc.__file__).parent
     askers = {
         path.stem
         for path in package.rglob("*.py")
         if re.search(r"\btime\.time(_ns)?\(|\bdatetime\.now\(|\bfrom time import\b", path.read_text())
     }
-    assert askers <= {"certificate", "globus_auth", "globus_login", "service"}
+    exchange = {"certificate", "dial", "globus_auth", "globus_login", "server_stream", "service"}
+    runs = {"chain", "console", "follow", "launching", "login_node", "reports", "run", "submission"}
+    assert askers <= exchange | runs

@@ -76,9 +76,16 @@ def _write_new(name: str, content: bytes, folder: int) -> None:
 
 
 @contextlib.contextmanager
-def private_directory(directory: Path) -> Iterator[int]:
-    """A descriptor of `directory`, checked; what is opened relative to it can't be swapped behind our back."""
-    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def private_directory(directory: Path, *, follow: bool = True) -> Iterator[int]:
+    """A descriptor of `directory`, checked; what is opened relative to it can't be swapped behind our back.
+
+    Args:
+        directory: Its path.
+        follow: Whether it may be a link. In /tmp and its like, others could have made that, to a directory of ours.
+    """
+    if not follow and directory.is_symlink():
+        raise PermissionError(f"{directory} is a link; remove it, or take another place")
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
     try:
         _check(os.fstat(folder), directory, "700", stat.S_ISDIR)
         yield folder

@@ -59,7 +59,7 @@ def start_lock(directory: Path) -> Iterator[None]:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        with private_directory(directory) as folder:
+        with private_directory(directory, follow=False) as folder:
             lock = os.open("start.lock", flags, 0o600, dir_fd=folder)
     except OSError as error:
         raise StoreError(f"The state directory {directory} can't be used: {error}.") from None
@@ -73,7 +73,7 @@ def start_lock(directory: Path) -> Iterator[None]:
 def _open(directory: Path) -> IO[bytes]:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    with private_directory(directory) as folder:
+    with private_directory(directory, follow=False) as folder:
         return os.fdopen(os.open(FILE, flags, 0o600, dir_fd=folder), "r+b", buffering=0)
 
 

@@ -1,7 +1,7 @@
 """No scheduler: the script runs on this machine, in a session of its own, which outlives the program.
 
-A job's id is the process id of its script and, since these are used again, when that process started: ``4711:918273``,
-the second as /proc/PID/stat says it.
+A job's id is the process id of its script and, since these are used again, when that process started, as
+/proc/PID/stat says it, and on which host, since other hosts see the run directory: ``4711:918273@login1``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from academy_hpc.launch.job import JobRequest, Layout, SchedulerName
-from academy_hpc.launch.schedulers import Allocation, JobState, JobStatus
+from academy_hpc.launch.schedulers import Allocation, JobStatus
 
 __all__ = ["Local"]
 
@@ -20,24 +20,34 @@ _FIELDS = r"""fields() {
     { read -r stat </proc/$1/stat; } 2>/dev/null || return
     set -- ${stat##*) }
     echo "$1 ${20}"
-}"""
+}
+here=$(</proc/sys/kernel/hostname)"""
 
 # The script is the leader of a session: bash, without job control, has started setsid as no leader of a group.
 _SUBMIT = f"""{_FIELDS}
 setsid bash "$1" </dev/null >>"${{1%/*}}/scheduler.log" 2>&1 &
 set -- $! $(fields $!)
-echo "$1:$3"
+echo "$1:$3@$here"
 """
 _STATUS = f"""{_FIELDS}
 for job; do
-    set -- $(fields ${{job%:*}})
-    if [ -n "$2" ] && [ "$2" = "${{job#*:}}" ] && [ "$1" != Z ]; then echo "$job running"; else echo "$job gone"; fi
+    own=${{job%@$here}}
+    set -- $(fields ${{own%:*}})
+    if [[ $own = *@* ]]; then echo "$job ${{own#*@}}"
+    elif [ -n "$2" ] && [ "$2" = "${{own#*:}}" ] && [ "$1" != Z ]; then echo "$job running"
+    else echo "$job gone"
+    fi
 done
 """
 # As a scheduler does: a request, and after a while the end; starters end their tasks on TERM, and could not on KILL.
 _CANCEL = f"""{_FIELDS}
 for job; do
+    job=${{job%@$here}}
     pid=${{job%:*}}
+    if [[ $job = *@* ]]; then
+        echo "it runs on ${{job#*@}}: cancel it there" >&2
+        exit 1
+    fi
     set -- $(fields $pid)
     if [ -z "$2" ] || [ "$1" = Z ]; then pkill -TERM -s $pid  # what it has left behind
     elif [ "$2" = "${{job#*:}}" ]; then kill -TERM $pid
@@ -51,7 +61,7 @@ for job; do
 done
 true
 """
-_STATES: dict[str, JobState] = {"running": "running", "gone": "failed"}
+_SAID = {"running": JobStatus("running"), "gone": JobStatus("failed", "its process is gone")}
 
 
 class Local:
@@ -60,7 +70,7 @@ class Local:
     name: SchedulerName = "local"
     title = "this machine"
     comment = "#"
-    job_id = '$$:$(stat=$(<"/proc/$$/stat"); set -- ${stat##*) }; echo ${20})'
+    job_id = '$$:$(stat=$(<"/proc/$$/stat"); set -- ${stat##*) }; echo ${20})@$(</proc/sys/kernel/hostname)'
     variables: tuple[str, ...] = ()
     outside = ""
 
@@ -91,7 +101,7 @@ class Local:
         """See `Scheduler`. That a process is gone is known for sure; how it ended, only its own files tell."""
         words = [line.split() for line in output.splitlines()]
         return {
-            job_id: JobStatus(_STATES.get(word, "unknown"), "its process is gone" if word == "gone" else "")
+            job_id: _SAID.get(word) or JobStatus("running", f"on {word}, as far as is known here")
             for job_id, word in words
         }
 

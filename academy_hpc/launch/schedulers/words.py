@@ -46,4 +46,4 @@ def tolerant(command: Sequence[str], harmless: str) -> list[str]:
         command: Its words.
         harmless: An extended regular expression.
     """
-    return ["bash", "-c", _TOLERANT, "academy-hpc", harmless, *command]
+    return ["bash", "-c", _TOLERANT, command[0], harmless, *command]

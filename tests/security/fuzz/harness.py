@@ -20,9 +20,9 @@ from academy_hpc.exchange.http.server_stream import StreamConnection
 from academy_hpc.exchange.http.wire import Call, decode_from_server, encode_operations
 from academy_hpc.exchange.service import ExchangeService
 from academy_hpc.exchange.store import Store
-from academy_hpc.exchange.store.memory import MemoryStore
 from academy_hpc.identifiers import AgentId, EntityId, UserId
 from academy_hpc.registry import Limits, Registry
+from tests.replayed_store import ReplayedStore
 
 __all__ = ["ENTITIES", "LIMITS", "SECRET", "check_books", "feed_frames", "feed_rest", "new_service"]
 
@@ -63,7 +63,7 @@ class _Socket:
 
 def new_service(store: Store | None = None) -> ExchangeService:
     """With small limits, so that they are met; with `ENTITIES`."""
-    return ExchangeService(store or MemoryStore(), limits=LIMITS, full_wait_s=0.01)
+    return ExchangeService(store or ReplayedStore(), limits=LIMITS, full_wait_s=0.01)
 
 
 async def feed_frames(service: ExchangeService, frames: Iterable[bytes]) -> int | None:
