@@ -42,8 +42,8 @@ class CheckpointFiles:
 
     Args:
         directory: For this agent alone; made (0700) when something is saved.
-        attempt: Which life of the agent this is: its states are newer than those of all earlier lives, one of which may
-            go on for a while on a host that nobody reaches.
+        attempt: Which life of the agent this is, at the least: its states are newer than those of all lives that have
+            saved something before it loads, one of which may go on for a while on a host that nobody reaches.
     """
 
     def __init__(self, directory: Path, *, attempt: int = 1) -> None:
@@ -84,6 +84,8 @@ class CheckpointFiles:
         """
         try:
             names = sorted(self._names(), reverse=True)
+            if names:  # who counts lives may be another program than before, and begin anew
+                self._attempt = max(self._attempt, int(names[0][:6]) + 1)
             for name in names:
                 state = self._read(self._directory / name)
                 if state is not None:

@@ -20,7 +20,7 @@ from academy_hpc.launch.chain import go_on
 from academy_hpc.launch.command import CommandError, CommandLateError, interrupts_wait, run_command
 from academy_hpc.launch.job import JobRequest
 from academy_hpc.launch.run import Run
-from academy_hpc.launch.schedulers import find_scheduler
+from academy_hpc.launch.schedulers import JobStatus, find_scheduler
 from academy_hpc.launch.submission import Job, job_environment, read_job, submit, write_job
 from tests.batch_runs import some_spec
 
@@ -141,6 +141,20 @@ def test_a_job_whose_id_was_never_written_down_is_cancelled_with_its_run(
     monkeypatch.setattr(follow, "run_command", cancelled.append)
     BatchLauncher.of_run(run).cancel(run)
     assert [command[-1] for command in cancelled] == ["99"]
+
+
+def test_it_is_the_job_that_the_run_has_gone_on_in_that_is_cancelled(
+    run: Run, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job submits the next one itself, and who follows the run has not looked since."""
+    cancelled: list[list[str]] = []
+    monkeypatch.setattr(follow, "run_command", cancelled.append)
+    run.record_job("4711")
+    follower = follow.RunFollower(run, JOB)
+    follower.status = JobStatus("completed")
+    run.record_job("4712")
+    follower.cancel("it is not wanted")
+    assert [command[-1] for command in cancelled] == ["4712"]
 
 
 def test_agents_of_a_run_that_does_not_go_on_are_given_up_by_its_own_directory(

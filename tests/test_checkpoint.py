@@ -112,6 +112,15 @@ def test_states_of_an_earlier_life_that_goes_on_unseen_do_not_count(folder: Path
         assert CheckpointFiles(folder, attempt=3).load() == b"new 1"
 
 
+def test_lives_that_are_counted_anew_by_another_program_go_on_behind_the_last_one(folder: Path) -> None:
+    """It launches under the same registration, and does not know how many lives there were."""
+    CheckpointFiles(folder, attempt=3).save(b"third life")
+    again = CheckpointFiles(folder)
+    assert again.load() == b"third life"
+    again.save(b"newer")
+    assert CheckpointFiles(folder, attempt=2).load() == b"newer"
+
+
 async def keeper(agent: Diary, folder: Path) -> StateKeeper:
     made = StateKeeper.of(agent, CheckpointFiles(folder))
     assert made is not None

@@ -203,6 +203,20 @@ async def test_a_slot_is_counted_once_for_all_lives(factory: HttpExchangeFactory
             assert (await manager.launch(Counter)).agent_id != counter.agent_id
 
 
+async def test_an_agent_that_fails_beside_others_needs_a_slot_of_its_own_for_another_life(
+    factory: HttpExchangeFactory,
+) -> None:
+    """Its worker goes on with the others, and takes the only slot: nobody waits for it for ever."""
+    policy = RestartPolicy(backoff_s=0, on_error=True)
+    async with asyncio.timeout(PATIENCE_S):
+        async with await Manager.from_exchange_factory(factory, ProcessLauncher(slots=1), restarts=policy) as manager:
+            tired, other = await manager.launch_many([Tired, Tired], agents_per_worker=2)
+            await tired.fail()
+            with pytest.raises(AgentTerminatedError, match=r"too tired.* could not be started again: .* 1 slots"):
+                await manager.wait([tired], raise_error=True)
+            assert await other.ping() > 0
+
+
 async def test_a_manager_closes_at_once_while_an_agent_waits_for_its_next_life(
     factory: HttpExchangeFactory, launcher: ProcessLauncher
 ) -> None:

@@ -291,7 +291,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def leave(self, entity: EntityId, data: st.DataObject) -> None:
         """The listener ends in order, and says what it has not begun."""
         box, listener = self.holding(entity)
-        held = list(listener.held)
+        held = [seq for seq in listener.held if seq in box.items]  # of an answer, the confirmation may be lost
         unbegun = data.draw(st.lists(st.sampled_from(held), unique=True) if held else st.just([]), label="unbegun")
         with self.committed() as effects:
             self.registry.detach(entity.uid, listener.session, now=0.0, in_order=effects, unbegun=unbegun)

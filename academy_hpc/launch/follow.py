@@ -88,6 +88,8 @@ class RunFollower:
     def cancel(self, reason: str) -> None:
         """End the job, and start none any more. Raises LaunchError: the scheduler would not."""
         self.run.ask_to_stop()
+        if (records := self.run.jobs()) and records[-1:] != self._records[-1:]:  # it has gone on in another one
+            self._records, self.status = records, JobStatus("pending")
         if self.job_id is not None and self.status.state not in ENDED:
             run_command(self.job.scheduler.cancel_command([self.job_id]))
         self.abandon(reason, "stopped")
