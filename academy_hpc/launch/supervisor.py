@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from academy_hpc.errors import AcademyError, LaunchError
+from academy_hpc.errors import AcademyError, LaunchError, TooFewSlotsError
 from academy_hpc.exchange.client import UserExchangeClient
 from academy_hpc.exchange.transport import STALE_S, MailboxStatus
 from academy_hpc.identifiers import EntityId
@@ -300,12 +300,20 @@ class Supervisor:
             agent.life_begins(attempt)
             agent.worker = again
         try:
+            self._check_slot(worker)
             await self.start(worker.launcher, [again], [spec])
         except LaunchError as error:
             for agent in agents:
                 reason = f"{agent.ends[-1].reason}. It could not be started again: {error}"
                 self._ended(agent, msgspec.structs.replace(agent.ends[-1], reason=reason))
         self._changed()
+
+    def _check_slot(self, worker: SupervisedWorker) -> None:
+        """Raises TooFewSlotsError: the worker goes on with other agents, and leaves no slot to those that have left."""
+        if worker.launcher is not None and worker.agents and worker.busy:
+            slots, busy = worker.launcher.slots(), self.busy_workers(worker.launcher)
+            if slots is not None and busy > slots:
+                raise TooFewSlotsError(worker.launcher.label, busy, slots)
 
     def _last_word(self, agent: SupervisedAgent) -> AgentReport:
         """The report of its last life, where there is none to follow."""
