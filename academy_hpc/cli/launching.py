@@ -123,11 +123,14 @@ class Launch:
                 return Outcome()
             async with asyncio.timeout(timeout_s):
                 await self._until_exchange(run)
+            manager = await Manager.attach(run)
         except TimeoutError:
             return Outcome(LaunchError(f"Not all agents are ready within {timeout_s:g} s: {self._progress()}."))
+        except LaunchError as error:  # the run may be over before this program came to hear why
+            return Outcome(await asyncio.to_thread(failure_of, run) or error, failed=True)
         finally:
             plan.launcher.release()
-        return await self._see_to(await Manager.attach(run), until, timeout_s)
+        return await self._see_to(manager, until, timeout_s)
 
     async def _until_exchange(self, run: Run) -> None:
         show = ProgressLine()
