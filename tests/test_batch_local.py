@@ -296,3 +296,11 @@ def test_a_refused_option_is_told_before_anything_is_made(tmp_path: Path) -> Non
     with pytest.raises(LaunchError, match="no such option"):
         BatchLauncher("local", runs=tmp_path / "runs", wall_time="2h")
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_older_life_does_not_speak_for_the_rank_that_has_a_newer_one_elsewhere(launchers: MakeLauncher) -> None:
+    """A node was unplugged, and its job started again on another one, which counts the lives on."""
+    worker = 'echo 9 >"$ACADEMY_HPC_RUN/workers/$rank.attempt"; exit 0'
+    run, _ = start(launchers(worker, max_jobs=1))
+    until(lambda: list(run.path.glob("job.*.exit")))
+    assert run.exit_code(0) is None

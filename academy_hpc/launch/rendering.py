@@ -19,8 +19,8 @@ from academy_hpc.launch.submission import OWN_VARIABLES
 __all__ = ["SCRIPT_VARIABLES", "render_job", "render_worker"]
 
 _OWN_NAMES = (
-    "again attempt child code deadline end exchange failed host hosts job left mine name now pause pid pids python "
-    "rank reason restarts run slot slots stat told tries workers"
+    "again attempt child code deadline end exchange failed host hosts job latest left mine name now pause pid pids "
+    "python rank reason restarts run slot slots stat told tries workers"
 )
 SCRIPT_VARIABLES = frozenset(_OWN_NAMES.split())
 """What the scripts have in variables of their own."""

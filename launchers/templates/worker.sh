@@ -19,7 +19,11 @@ cd @{directory} || exit 1
 set +eu
 run=$ACADEMY_HPC_RUN python=@{python} rank=$ACADEMY_HPC_RANK mine=$ACADEMY_HPC_RUN/workers/$ACADEMY_HPC_RANK
 
+# Another life may have begun elsewhere, where this node was cut off: the exit code of the rank is not for this one to say.
 ended() {
+    local latest=
+    { read -r latest <"$mine.attempt"; } 2>/dev/null
+    [ -z "$ACADEMY_HPC_ATTEMPT" ] || [ "$latest" = "$ACADEMY_HPC_ATTEMPT" ] || exit "$1"
     echo "$1" >"$mine.exit.new" && mv "$mine.exit.new" "$mine.exit"
     exit "$1"
 }
@@ -28,6 +32,7 @@ code=
 [ -z "$code" ] || [ "$code" = 75 ] || exit "$code"  # it had ended for good in an earlier job
 rm -f "$mine.exit"
 
+unset ACADEMY_HPC_ATTEMPT
 told= child= pid=
 pass_on() {
     told=$1
